@@ -1,0 +1,146 @@
+"""The command line: train, sample, measure, compare, info, export.
+
+Each command is a thin call of a library function. Heavy imports happen inside the commands, so that
+`--help` is quick and MPI starts only where it is used.
+"""
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from .errors import LatticeflowError
+
+app = typer.Typer(
+    name="latticeflow",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Exact flow sampling for field theories: train a flow on an action, sample it under mpirun, "
+    "correct it by Metropolis, compare it with HMC.",
+)
+
+RunFolder = Annotated[Path, typer.Argument(help="A run folder, as made by train (runs/NAME).")]
+RunOrDeck = Annotated[
+    Path, typer.Argument(help="A run folder, or a deck (.toml) whose run folder is made if need be.")
+]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP007, UP045 (typer reads this annotation at run time)
+    typer.Option("--set", help="Override a deck key, e.g. --set train.steps=500. May be repeated."),
+]
+RunOption = Annotated[
+    Optional[Path],  # noqa: UP007, UP045
+    typer.Option("--run", help="The run folder to write; default runs/NAME with the deck's name."),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto (cuda where there is one).")]
+SamplerName = Annotated[str, typer.Option(help="flow, hmc, emcee or exact.")]
+
+
+@app.command()
+def train(
+    deck: Annotated[Path, typer.Argument(help="The deck (.toml), or with --resume the run folder.")],
+    set_: Overrides = None,
+    run: RunOption = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint of an existing run.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Train the deck's flow by reverse KL against its target; needs no data.
+
+    Writes runs/NAME with deck.toml, weights/ and train.jsonl. Interrupted training goes on with --resume and
+    gives the same weights, bit for bit.
+    """
+    from .production.train import train_run
+
+    train_run(deck, overrides=set_ or [], folder=run, resume=resume, device=device)
+
+
+@app.command()
+def sample(
+    run: RunOrDeck,
+    sampler: SamplerName = "flow",
+    draws: Annotated[int, typer.Option(help="Configurations in total, over all ranks and earlier calls.")] = 0,
+    set_: Overrides = None,
+    device: Device = "auto",
+) -> None:
+    """Draw configurations; the same command with or without mpirun, and to resume or to extend.
+
+    Writes immutable blocks under RUN/ensembles/SAMPLER. The result does not depend on the number of ranks.
+    Whole blocks are drawn, so the total is rounded up.
+    """
+    from .production.sample import sample_run
+
+    sample_run(run, sampler=sampler, draws=draws, overrides=set_ or [], device=device)
+
+
+@app.command()
+def measure(run: RunFolder, sampler: SamplerName = "flow") -> None:
+    """Print every observable of an ensemble with its error and autocorrelation time."""
+    from .analysis.measure import measure_run
+
+    measure_run(run, sampler=sampler)
+
+
+@app.command()
+def compare(
+    run: RunFolder,
+    samplers: Annotated[
+        str, typer.Option(help="Samplers to compare, comma-separated; the first is the one in question.")
+    ] = "flow,hmc",
+) -> None:
+    """Compare samplers of one target: observables with pulls, autocorrelation, ESS, cost; plots and a page.
+
+    Writes RUN/compare/ with PNG plots and a self-contained compare.html.
+    """
+    from .analysis.compare import compare_run
+
+    compare_run(run, samplers=samplers.split(","))
+
+
+@app.command()
+def info(run: RunFolder) -> None:
+    """Show what a run holds: deck, training, weights, ensembles and where they came from."""
+    from .analysis.info import print_info
+
+    print_info(run)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Argument(help="The file to write; .npz or .h5 decides the format.")],
+    sampler: SamplerName = "flow",
+    proposals: Annotated[
+        bool, typer.Option(help="Raw draws with log_w instead of the corrected selection.")
+    ] = False,
+) -> None:
+    """Export an ensemble to .npz or plain HDF5 for other tools."""
+    from .store.export import export_run
+
+    export_run(run, out, sampler=sampler, proposals=proposals)
+
+
+def main() -> None:
+    """Entry point. Any failure on any rank ends the whole MPI job with the error's status."""
+    try:
+        app(standalone_mode=True)
+    except SystemExit as stop:
+        _leave(stop.code if isinstance(stop.code, int) else 1 if stop.code else 0)
+    except LatticeflowError as error:
+        print(f"latticeflow: error: {error}", file=sys.stderr)
+        _leave(error.status)
+    except BaseException:
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(status: int) -> None:
+    """Exit; with a status other than 0, take the other ranks along (one that waits would hang the job)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status and "mpi4py.MPI" in sys.modules:
+        from mpi4py.run import set_abort_status
+
+        set_abort_status(status)
+    sys.exit(status)

@@ -1,0 +1,125 @@
+"""The deck: one TOML file that says everything a run depends on."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from .errors import InputError
+from .flows.spec import FlowSpec, flows
+from .samplers.base import SamplerSpec, samplers
+from .spec import Spec, explain
+from .targets import Target, targets
+from .training.settings import TrainSettings
+
+
+class Deck(Spec):
+    """A run's settings: `name`, `seed`, `[target]`, `[flow]`, `[train]`, `[sampler.NAME]`.
+
+    The tables are the library's own classes: `[target] kind = "phi4"` is `Phi4(...)`. Samplers without a
+    table have their defaults.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seed: int = Field(ge=0)
+    target: Target
+    flow: FlowSpec | None = None
+    train: TrainSettings | None = None
+    sampler: dict[str, SamplerSpec] = {}
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _target(cls, value):
+        return targets.parse(value) if isinstance(value, dict) else value
+
+    @field_validator("flow", mode="before")
+    @classmethod
+    def _flow(cls, value):
+        return flows.parse(value) if isinstance(value, dict) else value
+
+    @field_validator("sampler", mode="before")
+    @classmethod
+    def _sampler(cls, value):
+        return {
+            kind: samplers.find(kind)(**table) if isinstance(table, dict) else table
+            for kind, table in value.items()
+        }
+
+    @model_validator(mode="after")
+    def _whole(self):
+        if self.train is not None and self.flow is None:
+            raise InputError("the deck has [train] but no [flow] to train")
+        return self
+
+    def sampler_spec(self, kind: str) -> SamplerSpec:
+        """Settings of the sampler called `kind`, defaults where the deck has no table for it."""
+        return self.sampler.get(kind) or samplers.find(kind)()
+
+    @classmethod
+    def parse(cls, table: dict[str, Any], where: str = "deck") -> "Deck":
+        try:
+            return cls.model_validate(table)
+        except ValidationError as error:
+            raise InputError(explain(error, where, cls)) from None
+
+    @classmethod
+    def read(cls, path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> "Deck":
+        """Read a TOML deck; `overrides` are `key.path=value`, values in TOML syntax.
+
+        Raises `InputError` for a missing file, bad TOML, unknown keys (naming the nearest) and bad values.
+        """
+        path = Path(path)
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot read deck {path}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is not valid TOML: {error}") from None
+        for item in overrides:
+            override(table, item)
+        return cls.parse(table, str(path))
+
+    def table(self) -> dict[str, Any]:
+        """The resolved deck as plain tables, what `deck.toml` of a run holds."""
+        table: dict[str, Any] = {"name": self.name, "seed": self.seed, "target": targets.table(self.target)}
+        if self.flow is not None:
+            table["flow"] = flows.table(self.flow)
+        if self.train is not None:
+            table["train"] = self.train.model_dump(mode="json", exclude_none=True)
+        if self.sampler:
+            table["sampler"] = {kind: spec.model_dump(mode="json", exclude_none=True) for kind, spec in self.sampler.items()}
+        return table
+
+    def toml(self) -> str:
+        return tomli_w.dumps(self.table())
+
+
+def override(table: dict[str, Any], item: str) -> None:
+    """Apply one `key.path=value` to plain tables, in place. The value is TOML; a bare word is a string."""
+    key, equals, text = item.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {item}: expected key=value, for example train.steps=500")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise InputError(f"--set {item}: '{parent}' is a value, not a table")
+    table[last] = value
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
+    """Keys in which two tables differ, as `key: one value, other value`."""
+    found = []
+    for key in sorted({*a, *b}):
+        one, two = a.get(key), b.get(key)
+        if isinstance(one, dict) and isinstance(two, dict):
+            found += differences(one, two, f"{prefix}{key}.")
+        elif one != two:
+            found.append(f"{prefix}{key}: {one!r}, now {two!r}")
+    return found

@@ -1,0 +1,18 @@
+"""Flow settings and their registry: what `[flow]` in a deck may say."""
+
+from typing import ClassVar
+
+from ..lattice import Lattice
+from ..spec import Registry, Spec
+
+
+class FlowSpec(Spec):
+    """Settings of a flow; `build(lattice, seed)` makes the torch module, with weights drawn from `seed`."""
+
+    kind: ClassVar[str]
+
+    def build(self, lattice: Lattice, seed: int):
+        raise NotImplementedError
+
+
+flows: Registry[FlowSpec] = Registry("flow")

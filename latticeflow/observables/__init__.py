@@ -1,0 +1,1 @@
+"""Observables by name."""

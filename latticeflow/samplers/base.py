@@ -1,0 +1,100 @@
+"""The sampler interface: what every sampler is, and what a draw is."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..spec import Registry, Spec
+from ..targets import Target
+
+
+@dataclass(frozen=True)
+class Draws:
+    """n configurations of one target.
+
+    `x`        Tensor `[n, *event_shape]`, on the CPU, in the precision that is stored;
+    `log_prob` float64 `[n]`: the target's log_prob at the stored x (up to the target's constant);
+    `log_w`    float64 `[n]` or None: log of target over proposal, up to a constant. None for a chain, whose
+               draws are already distributed as the target. For a flow, log_prob - log q.
+    `info`     what the physicist wants to see: float64 arrays `[steps]`, e.g. acceptance and exp(-dH) of HMC.
+
+    For a chain sampler with C chains, draw i belongs to chain i % C and step i // C.
+    Raises `InputError` on NaN in any of the three, or +inf in log_prob or log_w.
+    """
+
+    x: Tensor
+    log_prob: np.ndarray
+    log_w: np.ndarray | None = None
+    info: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not bool(torch.isfinite(self.x).all()):
+            raise InputError("draws hold a field that is not finite")
+        for name in ("log_prob", "log_w"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if values.dtype != np.float64 or values.shape != (len(self.x),):
+                raise InputError(f"{name}: {values.dtype} {values.shape}; expected float64 ({len(self.x)},)")
+            if np.isnan(values).any() or np.isposinf(values).any():
+                raise InputError(f"{name} holds NaN or +inf; legal are finite numbers and -inf")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+# A chain's state: named float64/float32/int64 arrays, stored with each block, from which the next block goes on.
+State = dict[str, np.ndarray]
+
+
+class Sampler:
+    """Something that draws x for one target.
+
+    `start(stream, rng) -> state` thermalises and tunes one stream; tuning is frozen after. `draw(state, n,
+    rng) -> (Draws, new state)` draws n configurations. Independent samplers have state None and `chains = 0`.
+    Neither method touches a global generator, and neither changes the sampler: the same arguments give the
+    same bytes. `batch` is the number of configurations in one call of the network or of the force; it is part
+    of what the numbers depend on.
+
+    Capabilities: `own_density`, log q at its own draws (Draws.log_w is given); `any_density`, `log_q(x)` at
+    any x.
+    """
+
+    target: Target
+    chains: int = 0  # chains in one stream; 0 for an independent sampler
+    interacting: bool = False  # chains of one stream depend on one another (emcee's walkers)
+    own_density: bool = False
+    any_density: bool = False
+
+    def start(self, stream: int, rng: np.random.Generator) -> State | None:
+        return None
+
+    def draw(self, state: State | None, n: int, rng: np.random.Generator) -> tuple[Draws, State | None]:
+        raise NotImplementedError
+
+    def log_q(self, x: Tensor) -> Tensor:
+        """Normalised log-density of the proposal at any x, `[batch]`; only where `any_density`."""
+        raise InputError(f"{type(self).__name__} has no density at arbitrary x")
+
+
+class SamplerSpec(Spec):
+    """Settings of a sampler, as in `[sampler.NAME]` of a deck. `build(target, ...)` makes the sampler.
+
+    `block`: configurations in one block of the store (for chains: steps * chains).
+    `streams`: streams of chains, the unit a rank owns; independent samplers have none.
+    """
+
+    kind: ClassVar[str]
+    block: int
+    precision: str = "float64"
+
+    def build(self, target: Target, flow: Any = None, device: str = "cpu") -> Sampler:
+        raise NotImplementedError
+
+
+samplers: Registry[SamplerSpec] = Registry("sampler")
+DTYPES = {"float32": torch.float32, "float64": torch.float64}

@@ -1,0 +1,61 @@
+"""Estimates from log-weights `log w = log target - log proposal`, in log space and float64.
+
+With independent draws from the proposal: `Z = <w>`, `ESS = (sum w)^2 / (N sum w^2)`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import InputError, StatisticsError
+
+
+@dataclass(frozen=True)
+class WeightSummary:
+    """What a set of N log-weights says of the proposal.
+
+    `ess`: effective sample size over N, between 1/N and 1; `log_z`: log <w>, the log of the target's integral
+    for a normalised proposal; `largest_share`: largest weight over the sum. Errors are one sigma, by
+    the delta method.
+    """
+
+    n: int
+    ess: float
+    ess_error: float
+    log_z: float
+    log_z_error: float
+    largest_share: float
+
+    def __str__(self) -> str:
+        return f"ESS {self.ess:.4f}({self.ess_error:.4f}) at N = {self.n:,}"
+
+
+def summarise_weights(log_w: np.ndarray) -> WeightSummary:
+    """ESS, log Z and largest share of log-weights `[N]`.
+
+    `ess = m1^2 / m2` with `m_k = <w^k>`; its error is the standard deviation of
+    `ess [2 (w/m1 - 1) - (w^2/m2 - 1)]` over sqrt(N). `log_z = log m1`, error `sigma(w) / (m1 sqrt N)`.
+    -inf is a weight of zero. Raises `InputError` for NaN or +inf, `StatisticsError` if every weight is zero
+    or there are fewer than two.
+    """
+    log_w = np.asarray(log_w, dtype=np.float64).ravel()
+    if np.isnan(log_w).any() or np.isposinf(log_w).any():
+        raise InputError("log-weights hold NaN or +inf; legal are finite numbers and -inf")
+    if log_w.size < 2:
+        raise StatisticsError(f"{log_w.size} log-weights; expected at least 2")
+    top = log_w.max()
+    if np.isneginf(top):
+        raise StatisticsError("every weight is zero: the proposal never meets the target's support")
+    n = log_w.size
+    w = np.exp(log_w - top)
+    m1, m2 = w.mean(), np.square(w).mean()
+    ess = m1**2 / m2
+    influence = ess * (2 * (w / m1 - 1) - (np.square(w) / m2 - 1))
+    return WeightSummary(
+        n=n,
+        ess=float(ess),
+        ess_error=float(influence.std(ddof=1) / np.sqrt(n)),
+        log_z=float(top + np.log(m1)),
+        log_z_error=float(w.std(ddof=1) / (m1 * np.sqrt(n))),
+        largest_share=float(1 / w.sum()),
+    )
