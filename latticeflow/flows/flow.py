@@ -1,0 +1,93 @@
+"""A flow: a base density and a sequence of invertible layers."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class Layer(nn.Module):
+    """An invertible map of fields x `[batch, *event_shape]`.
+
+    `forward(x) -> (y, log_det)` with `log_det = log |det dy/dx|`, `[batch]`; `inverse(y) -> (x, log_det)` with
+    the log_det of the inverse, `log |det dx/dy|`.
+    """
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def forward_with_score(self, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`(y, log_det, score_y)`: forward, carrying the score `d log q / dx` along, parameters held fixed.
+
+        `log q(y) = log q(x) + log_det_inverse(y)`, so that `score_y = (dx/dy)^T score + d log_det_inverse / dy`
+        (2207.08219, sec. 4; 2403.15881). Here by autograd through the inverse; a layer with a closed form
+        overrides this. The score carries no gradient to the parameters.
+        """
+        y, log_det = self(x)
+        with torch.enable_grad():
+            end = y.detach().requires_grad_(True)
+            start, log_det_inverse = self.inverse(end)
+            (score,) = torch.autograd.grad((start * score).sum() + log_det_inverse.sum(), end)
+        return y, log_det, score
+
+
+class Flow(nn.Module):
+    """`x = T_n(...T_1(z))`, z from `base`; exact density `log q(x) = log r(z) - sum log_det`.
+
+    `base` is a `latticeflow.flows.base.Base`, `layers` are `Layer`s. Fields are `[batch, *event_shape]`;
+    log-densities `[batch]`, normalised, flat measure.
+    """
+
+    def __init__(self, base: nn.Module, layers):
+        super().__init__()
+        self.base = base
+        self.layers = nn.ModuleList(layers)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.base.lattice.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.like.dtype
+
+    def noise(self, n: int, rng: np.random.Generator) -> Tensor:
+        """White noise `[n, *event_shape]` in the flow's dtype and on its device, for `push`."""
+        return self.base.noise(n, rng)
+
+    def push(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """White noise to `(x, log_q)`; differentiable in the parameters (reparametrised)."""
+        x, log_q = self.base.push(noise)
+        for layer in self.layers:
+            x, log_det = layer(x)
+            log_q = log_q - log_det
+        return x, log_q
+
+    def push_with_score(self, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`(x, log_q, score)` with `score = d log q(x) / dx` at fixed parameters, without gradient."""
+        x, log_q = self.base.push(noise)
+        with torch.no_grad():
+            score = self.base.score(x)
+        for layer in self.layers:
+            x, log_det, score = layer.forward_with_score(x, score)
+            log_q = log_q - log_det
+        return x, log_q, score
+
+    def sample(self, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """n independent draws `(x, log_q)` in one call of the network."""
+        return self.push(self.noise(n, rng))
+
+    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`(z, log_det)` of the inverse of all layers, z distributed as `base`."""
+        total = x.new_zeros(len(x), dtype=torch.float64)
+        for layer in reversed(self.layers):
+            x, log_det = layer.inverse(x)
+            total = total + log_det
+        return x, total
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Normalised log-density at any x, `[batch]`."""
+        z, log_det = self.inverse(x)
+        return self.base.log_prob(z) + log_det
+
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
