@@ -1,0 +1,16 @@
+"""Estimates with honest errors: from chains (autocorrelation, jackknife) and from log-weights."""
+
+from .autocorrelation import Estimate, TauInt, autocorrelation, mean, tau_int
+from .jackknife import jackknife
+from .weights import WeightSummary, summarise_weights
+
+__all__ = [
+    "Estimate",
+    "TauInt",
+    "WeightSummary",
+    "autocorrelation",
+    "jackknife",
+    "mean",
+    "summarise_weights",
+    "tau_int",
+]
