@@ -1,6 +1,7 @@
 """Base densities: white noise, and the free field with a trainable spectrum."""
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
@@ -86,4 +87,9 @@ class Spectrum(WhiteNoise):
         return -fourier_scale(z, -2 * self.log_amplitude, self.lattice.dim)[0]
 
 
-BASES = {"spectrum": Spectrum, "white": WhiteNoise}
+BaseName = Literal["spectrum", "white"]
+
+
+def make_base(name: BaseName, lattice: Lattice, m2: float) -> WhiteNoise:
+    """The base called `name` in a deck; m2 is where the spectrum starts."""
+    return Spectrum(lattice, m2) if name == "spectrum" else WhiteNoise(lattice)

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..lattice import Lattice
 from ..random import Purpose, stream
 from ..transforms.sine import derivatives, sine_map, sine_map_inverse
-from .base import BASES
+from .base import BaseName, make_base
 from .flow import Flow, Layer
 from .spec import FlowSpec, flows
 
@@ -132,7 +132,7 @@ class Split(FlowSpec):
     sines: int = 6
     site_sines: int = 5
     partitions: tuple[str, ...] = ("parity", "axis0", "axis1")
-    base: str = "spectrum"
+    base: BaseName = "spectrum"
     base_m2: float = 1.0
 
     def build(self, lattice: Lattice, seed: int) -> Flow:
@@ -141,5 +141,4 @@ class Split(FlowSpec):
             SplitLayer(lattice, self.partitions[i % len(self.partitions)], self.sines, self.site_sines, rng)
             for i in range(self.layers)
         ]
-        base = BASES[self.base](lattice, self.base_m2) if self.base == "spectrum" else BASES[self.base](lattice)
-        return Flow(base, layers)
+        return Flow(make_base(self.base, lattice, self.base_m2), layers)

@@ -1,10 +1,11 @@
 """The sampler interface: what every sampler is, and what a draw is."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..errors import InputError
@@ -86,11 +87,13 @@ class SamplerSpec(Spec):
 
     `block`: configurations in one block of the store (for chains: steps * chains).
     `streams`: streams of chains, the unit a rank owns; independent samplers have none.
+    `precision`: of the fields. `threads`: torch threads a rank; both are part of what the numbers depend on.
     """
 
     kind: ClassVar[str]
-    block: int
-    precision: str = "float64"
+    block: int = Field(gt=0)
+    precision: Literal["float32", "float64"] = "float64"
+    threads: int = Field(1, ge=1)
 
     def build(self, target: Target, flow: Any = None, device: str = "cpu") -> Sampler:
         raise NotImplementedError

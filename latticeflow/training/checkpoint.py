@@ -1,0 +1,125 @@
+"""Checkpoints: weights, optimiser, step. Safetensors and JSON only, so that opening a run executes nothing.
+
+`weights/step_00000500/` holds `flow.safetensors`, `optimizer.safetensors` and `state.json`. The
+generator's state is `(seed, step)`: every training step has its own keyed stream.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..errors import InputError, StoreError
+from ..files import file_hash, sync_folder
+from ..flows import Flow
+
+FORMAT = 1
+
+
+def checkpoints(weights: Path) -> list[Path]:
+    """Complete checkpoints in `weights`, oldest first, ordered by their step as a number."""
+    found = [p for p in Path(weights).glob("step_*") if p.name[5:].isdigit() and p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name[5:]))
+
+
+def save_checkpoint(
+    weights: Path, step: int, flow: Flow, optimizer: torch.optim.Optimizer, state: dict, keep: int
+) -> Path:
+    """Write one checkpoint under its final name only when it is whole; then drop all but the last `keep`."""
+    weights.mkdir(parents=True, exist_ok=True)
+    final = weights / f"step_{step:08d}"
+    temporary = weights / f".{final.name}.{os.getpid()}.tmp"
+    for stale in weights.glob(".step_*.tmp"):  # left by a killed job
+        shutil.rmtree(stale)
+    temporary.mkdir()
+    tensors = {
+        f"{index}.{name}": value.detach().cpu().contiguous()
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+    save_file({k: v.detach().cpu().contiguous() for k, v in flow.state_dict().items()}, temporary / "flow.safetensors")
+    save_file(tensors, temporary / "optimizer.safetensors")
+    text = json.dumps({"format": FORMAT, "step": step, **state}, indent=1)
+    (temporary / "state.json").write_text(text, encoding="utf-8")
+    for path in temporary.iterdir():
+        with open(path, "rb+") as handle:
+            os.fsync(handle.fileno())
+    if final.exists():  # the same step again, after a resume that re-ran it
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    sync_folder(weights)
+    for old in checkpoints(weights)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"{path} cannot be read ({error}); it is damaged. Remove that checkpoint folder to fall back on "
+            "the one before it"
+        ) from None
+
+
+def load_weights(flow: Flow, checkpoint: Path) -> str:
+    """Load a checkpoint's weights into `flow`; returns the SHA-256 of the weights file.
+
+    Raises `InputError` naming the first tensor that does not fit, `StoreError` for a damaged file.
+    """
+    path = Path(checkpoint) / "flow.safetensors"
+    found, wanted = _tensors(path), flow.state_dict()
+    for name in sorted({*found, *wanted}):
+        have = tuple(found[name].shape) if name in found else "nothing"
+        want = tuple(wanted[name].shape) if name in wanted else "nothing"
+        if have != want:
+            raise InputError(
+                f"the weights in {path} do not fit the deck's flow: '{name}' has {have}, expected {want}. "
+                "Use the deck they were trained with"
+            )
+    flow.load_state_dict(found)
+    return file_hash(path)
+
+
+def load_state(checkpoint: Path) -> dict:
+    """`state.json` of a checkpoint. Raises `StoreError` if it is damaged or of a newer format."""
+    path = Path(checkpoint) / "state.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); remove that checkpoint folder") from None
+    if state.get("format") != FORMAT:
+        raise StoreError(f"{path} has format {state.get('format')}; this version reads {FORMAT}")
+    return state
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
+    """Restore the optimiser's moments; settings such as the rate stay those of the schedule."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in _tensors(Path(checkpoint) / "optimizer.safetensors").items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def latest(weights: Path) -> Path:
+    """The newest checkpoint. Raises `InputError` where there is none."""
+    found = checkpoints(weights)
+    if not found:
+        raise InputError(f"no weights in {weights}: train the flow first (latticeflow train DECK)")
+    return found[-1]
+
+
+def load_flow(weights: Path, deck) -> tuple[Flow, str]:
+    """The deck's flow with the newest weights, float32 or float64 as trained, and the weights' SHA-256."""
+    if deck.flow is None:
+        raise InputError("the deck has no [flow]: nothing to load")
+    checkpoint = latest(weights)
+    flow = deck.flow.build(deck.target.lattice, deck.seed)
+    flow.to(next(iter(_tensors(checkpoint / "flow.safetensors").values())).dtype)
+    return flow, load_weights(flow, checkpoint)
