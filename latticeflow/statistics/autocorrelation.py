@@ -47,11 +47,11 @@ def autocorrelation(series) -> np.ndarray:
     """`rho(t) = Gamma(t) / Gamma(0)`, float64 `[steps]`, of a series `[chains, steps]`.
 
     `Gamma(t) = sum_c sum_i (x_c(i) - m) (x_c(i+t) - m) / (chains (steps - t))`, m the mean over all chains
-    (hep-lat/0306017, eq. 31 with replicas), so a chain counts by its variance and chains that sit in different
-    places show as a rho that does not fall. Taking m from the same data lowers every Gamma(t) by the mean's
-    variance `2 tau_int Gamma(0) / (chains steps)`, which is added back (eq. 49). Subtracting each chain's own
-    mean would make that bias `chains` times as large. Where no window closes the correction
-    is unknown and left out.
+    (Wolff, hep-lat/0306017, with replicas), so a chain counts by its variance, and chains that sit in
+    different places show as a rho that does not fall. Taking m from the same data lowers every Gamma(t) by the
+    mean's variance `2 tau_int Gamma(0) / (chains steps)`, which is added back (eq. 49). Subtracting each
+    chain's own mean would make that bias `chains` times as large. Where no window closes the correction is
+    unknown and left out. The transforms are emcee's `function_1d`.
 
     Raises `InputError` for a bad shape or NaN, `FrozenSeries` where no chain ever moves.
     """
@@ -67,20 +67,21 @@ def tau_int(series) -> TauInt:
     """Integrated autocorrelation time of a series `[chains, steps]`, in steps; independent draws give 1/2.
 
     `tau = 1/2 + sum_{t=1}^{W} rho(t)` with rho of `autocorrelation` and W the first window where
-    `exp(-W/tau_exp) < tau_exp / sqrt(W N)`, `tau_exp = S / log((2 tau + 1) / (2 tau - 1))`, S = 2
-    (hep-lat/0306017, eqs. 50 to 52), N = chains * steps. That W grows with N; where it passes half a chain,
-    as with many short chains, W is the first with `W >= 5 tau` (Madras and Sokal). The error is
+    `exp(-W/tau_exp) < tau_exp / sqrt(W N)`, `tau_exp = S / log((2 tau + 1) / (2 tau - 1))`, S = 2,
+    N = chains * steps (automatic windowing of hep-lat/0306017). That W grows with N; where it passes half a
+    chain, as with many short chains, W is the first with `W >= 5 tau` (Madras and Sokal). The error is
     `tau sqrt(2 (2W + 1) / N)`. The window's own tau sums |rho|: for rho >= 0 the same, and it does not close
     at once on an alternating chain.
 
-    Raises `InputError` for a bad shape or NaN; `FrozenSeries` where no chain ever moves; `TooFewSamples` where
-    neither window closes within half a chain, or N < 100 tau.
+    Raises `InputError` for a bad shape or NaN; `FrozenSeries` where no chain ever moves; `TooFewSamples`
+    where neither window closes within half a chain, or N < 100 tau; `StatisticsError` where the sum is not
+    positive.
     """
     return _estimate(_checked(series))[0]
 
 
 def mean(series) -> Estimate:
-    """Mean of a series `[chains, steps]` with error `sigma sqrt(2 tau_int / N)`. Raises what `tau_int` raises."""
+    """Mean of a series `[chains, steps]`, error `sigma sqrt(2 tau_int / N)`. Raises what `tau_int` raises."""
     x = _checked(series)
     tau, variance = _estimate(x)
     return Estimate(float(x.mean()), float(np.sqrt(variance * 2 * tau.value / x.size)), tau)
@@ -149,16 +150,16 @@ def _estimate(x: np.ndarray) -> tuple[TauInt, float]:
     if window is None:
         seen = 0.5 + (gamma[1 : steps // 2 + 1] / gamma[0]).sum()
         raise TooFewSamples(
-            f"{chains} chains of {steps} steps: the autocorrelation has not died out within half a chain (sum "
-            f"so far {seen:.3g} steps), or chains sit in different places; expected chains of some 20 tau_int, "
-            f"at least {max(2 * steps, int(40 * abs(seen)))} steps"
+            f"{chains} chains of {steps} steps: the autocorrelation has not died out within half a chain (sum so "
+            f"far {seen:.3g} steps), or chains sit in different places; expected chains of some 20 tau_int, at "
+            f"least {max(2 * steps, int(40 * abs(seen)))} steps"
         )
     gamma = _unbiased(gamma, window, n)
     tau = float(0.5 + gamma[1 : window + 1].sum() / gamma[0])
     if tau <= 0:
         raise StatisticsError(
-            f"tau_int = {tau:.3g} from {chains} chains of {steps} steps is not positive: the series alternates "
-            "and its errors cannot be told; change the trajectory length or thin by an odd number"
+            f"tau_int = {tau:.3g} from {chains} chains of {steps} steps is not positive: the series alternates, "
+            "and its error cannot be told; change the trajectory length or thin by an odd number"
         )
     if n < ENOUGH * tau:
         raise TooFewSamples(
