@@ -48,8 +48,8 @@ def autocorrelation(series) -> np.ndarray:
 
     `Gamma(t) = sum_c sum_i (x_c(i) - m) (x_c(i+t) - m) / (chains (steps - t))`, m the mean over all chains
     (Wolff, hep-lat/0306017, with replicas), so a chain counts by its variance, and chains that sit in
-    different places show as a rho that does not fall. Taking m from the same data lowers every Gamma(t) by the
-    mean's variance `2 tau_int Gamma(0) / (chains steps)`, which is added back (eq. 49). Subtracting each
+    different places show as a rho that does not fall. Taking m from the same data lowers every Gamma(t) by
+    the mean's variance `2 tau_int Gamma(0) / (chains steps)`, which is added back (eq. 49). Subtracting each
     chain's own mean would make that bias `chains` times as large. Where no window closes the correction is
     unknown and left out. The transforms are emcee's `function_1d`.
 
@@ -74,7 +74,7 @@ def tau_int(series) -> TauInt:
     at once on an alternating chain.
 
     Raises `InputError` for a bad shape or NaN; `FrozenSeries` where no chain ever moves; `TooFewSamples`
-    where neither window closes within half a chain, or N < 100 tau; `StatisticsError` where the sum is not
+    where neither window closes within half a chain, or N < 100 max(tau, 1/2); `StatisticsError` where the sum is not
     positive.
     """
     return _estimate(_checked(series))[0]
@@ -150,21 +150,22 @@ def _estimate(x: np.ndarray) -> tuple[TauInt, float]:
     if window is None:
         seen = 0.5 + (gamma[1 : steps // 2 + 1] / gamma[0]).sum()
         raise TooFewSamples(
-            f"{chains} chains of {steps} steps: the autocorrelation has not died out within half a chain (sum so "
-            f"far {seen:.3g} steps), or chains sit in different places; expected chains of some 20 tau_int, at "
-            f"least {max(2 * steps, int(40 * abs(seen)))} steps"
+            f"{chains} chains of {steps} steps: the autocorrelation has not died out within half a chain "
+            f"(sum so far {seen:.3g} steps), or chains sit in different places; expected chains of some 20 "
+            f"tau_int, at least {max(2 * steps, int(40 * abs(seen)))} steps"
         )
     gamma = _unbiased(gamma, window, n)
     tau = float(0.5 + gamma[1 : window + 1].sum() / gamma[0])
     if tau <= 0:
         raise StatisticsError(
-            f"tau_int = {tau:.3g} from {chains} chains of {steps} steps is not positive: the series alternates, "
-            "and its error cannot be told; change the trajectory length or thin by an odd number"
+            f"tau_int = {tau:.3g} from {chains} chains of {steps} steps is not positive: the series "
+            "alternates, and its error cannot be told; change the trajectory length or thin by an odd number"
         )
-    if n < ENOUGH * tau:
+    needed = int(np.ceil(ENOUGH * max(tau, 0.5)))
+    if n < needed:
         raise TooFewSamples(
             f"{n} samples ({chains} chains of {steps} steps) with tau_int about {tau:.3g}: expected at least "
-            f"{ENOUGH} tau_int = {int(np.ceil(ENOUGH * tau))} samples"
+            f"{needed} samples, {ENOUGH} times the larger of tau_int and 1/2"
         )
     error = tau * np.sqrt(2 * (2 * window + 1) / n)
     return TauInt(tau, float(error), window, chains, steps), float(gamma[0])

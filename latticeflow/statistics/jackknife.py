@@ -22,14 +22,14 @@ def jackknife(
 
     `error^2 = (B - 1)/B sum_b ( f_b - <f_b> )^2`, f_b from the means without bin b.
 
-    series: arrays `[chains, steps, ...]`; f takes a dict of their means, each `[...]`, and returns a number or an
-    array; value and error have its shape (0-dimensional for a number). The bias of `f(means)`, of order
+    series: arrays `[chains, steps, ...]`; f takes a dict of their means, each `[...]`, and returns a number
+    or an array; value and error have its shape (0-dimensional for a number). The bias of `f(means)`, of order
     1/N, is left in. weights: `[chains, steps]`, not negative; the means are then `sum w x / sum w`.
 
     With at least `bins` chains a bin is a group of whole chains, right for any autocorrelation. With fewer,
     every chain is cut into segments of at least 10 tau_int, so that there may be fewer bins than asked for.
-    tau: the largest tau_int of the series, in steps (1/2 for independent draws); measured where it is None and
-    needed. Chains must not know of one another: average over an emcee ensemble's walkers first.
+    tau: the largest tau_int of the series, in steps (1/2 for independent draws); measured where it is None
+    and needed. Chains must not know of one another: average over an emcee ensemble's walkers first.
 
     Raises `InputError` for shapes that do not match, NaN or bad weights, `TooFewSamples` for fewer than 16
     bins, and what `tau_int` raises.
@@ -57,9 +57,7 @@ def jackknife(
     w_bins = bin_sums(w)
     w_left = w_bins.sum() - w_bins
     if (w_left <= 0).any():
-        raise TooFewSamples(
-            f"jackknife: one of {count} bins holds all the weight; the estimate rests on it alone"
-        )
+        raise TooFewSamples(f"jackknife: one of {count} bins holds all the weight; nothing else to compare")
     value, left = {}, {}
     for name, a in arrays.items():
         sums = bin_sums(a * _spread(w, a))
@@ -96,7 +94,7 @@ def _spread(w: np.ndarray, a: np.ndarray) -> np.ndarray:
 
 
 def _largest_tau(arrays: dict[str, np.ndarray], w: np.ndarray) -> float:
-    """The largest tau_int of `w (x - mean)`, what the errors of weighted means are made of, over all components."""
+    """The largest tau_int, over all components, of `w (x - mean)`, which errors of weighted means come from."""
     found = []
     for a in arrays.values():
         deviation = a - (a * _spread(w, a)).sum((0, 1)) / w.sum()
