@@ -111,15 +111,3 @@ def override(table: dict[str, Any], item: str) -> None:
         if not isinstance(table, dict):
             raise InputError(f"--set {item}: '{parent}' is a value, not a table")
     table[last] = value
-
-
-def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
-    """Keys in which two tables differ, as `key: one value, other value`."""
-    found = []
-    for key in sorted({*a, *b}):
-        one, two = a.get(key), b.get(key)
-        if isinstance(one, dict) and isinstance(two, dict):
-            found += differences(one, two, f"{prefix}{key}.")
-        elif one != two:
-            found.append(f"{prefix}{key}: {one!r}, now {two!r}")
-    return found

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write(temporary path)` make a file, make it durable, then give it its name.
+def write_atomic(
+    path: Path, write: Callable[[Path], None], check: Callable[[Path], None] | None = None
+) -> None:
+    """Let `write(temporary path)` make a file, make it durable, `check` it, then give it its name.
 
-    The temporary file lies in the same folder and is removed on failure; a kill at any moment leaves
-    either no file or a whole one under `path`.
+    `check(temporary path)` reads the file back and raises where it is not what was meant. The temporary
+    file lies in the same folder and is removed on failure; a kill at any moment leaves either no file or a
+    whole one under `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -18,6 +21,8 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
+        if check is not None:
+            check(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

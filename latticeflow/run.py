@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from .config import Deck, differences
+from .config import Deck
 from .errors import InputError
 from .files import write_text
+from .spec import differences
 
 
 class Run:

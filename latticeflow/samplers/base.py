@@ -48,7 +48,7 @@ class Draws:
         return len(self.x)
 
 
-# A chain's state: named float64/float32/int64 arrays, stored with each block, from which the next block goes on.
+# A chain's state: named float64/float32/int64 arrays, stored with each block; the next block goes on from it.
 State = dict[str, np.ndarray]
 
 
