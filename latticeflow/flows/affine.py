@@ -1,6 +1,7 @@
 """Affine checkerboard couplings with small convolutional networks (1904.12072, eq. 9 and 10; 2101.08176, sec. III)."""
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..lattice import Lattice
@@ -48,9 +49,9 @@ class AffineCoupling(Layer):
 class Affine(FlowSpec):
     """Real NVP on the lattice: `layers` affine couplings of alternating parity, networks with `hidden` channels."""
 
-    layers: int = 16
+    layers: int = Field(16, gt=0)
     hidden: tuple[int, ...] = (8, 8)
-    kernel: int = 3
+    kernel: int = Field(3, gt=0)
     z2: bool = False
     base: BaseName = "spectrum"
     base_m2: float = 1.0

@@ -12,6 +12,7 @@ exact; translations that map A to A commute with the layer.
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -126,19 +127,20 @@ class SplitLayer(Layer):
 
 @flows.add("split")
 class Split(FlowSpec):
-    """The split flow (an own design). `layers` cycle through `partitions`; `base` is "spectrum" or "white"."""
+    """The split flow (an own design). `layers` cycle through `partitions` (empty: parity, then every axis)."""
 
-    layers: int = 9
-    sines: int = 6
-    site_sines: int = 5
-    partitions: tuple[str, ...] = ("parity", "axis0", "axis1")
+    layers: int = Field(9, gt=0)
+    sines: int = Field(6, ge=0)
+    site_sines: int = Field(5, ge=0)
+    partitions: tuple[str, ...] = ()
     base: BaseName = "spectrum"
     base_m2: float = 1.0
 
     def build(self, lattice: Lattice, seed: int) -> Flow:
         rng = stream(seed, Purpose.INIT)
+        names = self.partitions or ("parity", *(f"axis{mu}" for mu in range(lattice.dim)))
         layers = [
-            SplitLayer(lattice, self.partitions[i % len(self.partitions)], self.sines, self.site_sines, rng)
+            SplitLayer(lattice, names[i % len(names)], self.sines, self.site_sines, rng)
             for i in range(self.layers)
         ]
         return Flow(make_base(self.base, lattice, self.base_m2), layers)

@@ -1,0 +1,66 @@
+"""One row for each constructor: the registry-driven tests run over these. A newcomer adds a file and a row."""
+
+import numpy as np
+import torch
+
+from latticeflow.flows import Affine, AffineCoupling, Split, SplitLayer, Tutorial
+from latticeflow.flows.networks import conv_net
+from latticeflow.lattice import Lattice
+from latticeflow.random import Purpose, stream
+from latticeflow.targets import FreeField, Phi4
+
+TARGETS = {
+    "phi4": [
+        Phi4(shape=(6,), m2=0.5, lam=1.0),
+        Phi4(shape=(4, 4), m2=-4.0, lam=8.0),
+        Phi4(shape=(2, 6), m2=-4.0, lam=6.0),
+        Phi4(shape=(2, 3, 4), m2=-1.0, lam=0.7),
+        Phi4(shape=(2, 2, 4, 3), m2=0.0, lam=2.0),
+    ],
+    "free": [FreeField(shape=(5,), m2=0.3), FreeField(shape=(4, 6), m2=1.0), FreeField(shape=(2, 3, 4, 2), m2=2.0)],
+}
+
+FLOWS = {
+    "split": [
+        (Split(layers=3, sines=3, site_sines=2), (4, 4), True),
+        (Split(layers=2, partitions=("parity", "axis1"), base="white"), (2, 6), True),
+        (Split(layers=2, partitions=("parity",)), (6,), True),
+        (Split(layers=2, partitions=("axis2", "parity")), (2, 2, 4), True),
+        (Split(layers=1, partitions=("axis3",)), (2, 2, 2, 2), True),
+    ],
+    "affine": [
+        (Affine(layers=2, hidden=(3,)), (6,), False),
+        (Affine(layers=3, hidden=(3, 2), z2=True), (4, 4), True),
+        (Affine(layers=2, hidden=(2,), base="white"), (2, 4, 2), False),
+        (Affine(layers=2, hidden=(2,), z2=True), (2, 2, 2, 4), True),
+    ],
+    "tutorial": [(Tutorial(layers=4), (4, 4), False)],
+}
+
+
+def rng(*key: int) -> np.random.Generator:
+    return stream(20261123, Purpose.ANALYSIS, *key)
+
+
+def field(shape, *key: int, n: int = 3, scale: float = 0.7) -> torch.Tensor:
+    return torch.from_numpy(rng(*key).normal(size=(n, *shape)) * scale)
+
+
+def scramble(module: torch.nn.Module, *key: int, scale: float = 0.3) -> torch.nn.Module:
+    """The module in float64 with every parameter moved off its start, so that nothing is trivially zero."""
+    module = module.double()
+    generator = rng(*key)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += torch.as_tensor(generator.normal(size=tuple(parameter.shape)) * scale)
+    return module
+
+
+def layers():
+    """(name, layer, shape) of every layer kind, scrambled."""
+    for shape, name in [((6,), "parity"), ((4, 4), "axis0"), ((4, 6), "parity"), ((2, 2, 2), "axis2")]:
+        layer = SplitLayer(Lattice(shape), name, 3, 2, rng(1))
+        yield f"split-{name}-{shape}", scramble(layer, 2, scale=0.15), shape
+    for shape, z2 in [((6,), False), ((4, 4), True), ((2, 2, 4), False), ((2, 2, 2, 2), True)]:
+        net = conv_net(len(shape), [1, 3, 2], 3, rng(3))
+        yield f"affine-{shape}-{z2}", scramble(AffineCoupling(Lattice(shape), 0, net, z2), 4), shape

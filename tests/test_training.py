@@ -1,0 +1,238 @@
+"""Gradient estimators, schedules, checkpoints, bit-for-bit resume, and what stops a training."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tables import rng, scramble
+
+from latticeflow.errors import InputError, StoreError, TrainingDiverged
+from latticeflow.flows import Affine, Flow, Spectrum, Split
+from latticeflow.lattice import Lattice
+from latticeflow.statistics.weights import summarise_weights
+from latticeflow.targets import FreeField, Phi4
+from latticeflow.training import TrainSettings, evaluate, train
+from latticeflow.training import checkpoint as ckpt
+from latticeflow.training import log
+from latticeflow.training.loss import ESTIMATORS, path, reparametrised
+
+PHI4 = Phi4(shape=(4, 4), m2=-4.0, lam=8.0)
+SPEC = Split(layers=2, sines=2, site_sines=2)
+SETTINGS = TrainSettings(
+    steps=12, batch=((0.0, 16), (0.5, 32)), warmup=3, evaluate_every=6, evaluate_draws=1024, checkpoint_every=4
+)
+
+
+def gradients(estimator, flow, target, batches: int, key: int) -> torch.Tensor:
+    """Gradient of each of `batches` batches of 64, `[batches, parameters]`."""
+    rows = []
+    for b in range(batches):
+        flow.zero_grad()
+        surrogate, _ = estimator(flow, target, flow.noise(64, rng(key, b)))
+        surrogate.backward()
+        rows.append(torch.cat([p.grad.flatten() for p in flow.parameters()]))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("spec", [SPEC, Affine(layers=2, hidden=(2,))], ids=["split", "affine"])
+def test_both_estimators_have_the_same_mean(spec):
+    """5 sigma for each of the parameters (independent noise), away from the optimum; half the path gradient must fail."""
+    flow = scramble(spec.build(Lattice((4, 4)), 1), 41, scale=0.05)
+    a, b = gradients(reparametrised, flow, PHI4, 400, 42), gradients(path, flow, PHI4, 400, 43)
+    error = torch.sqrt(a.var(0) / len(a) + b.var(0) / len(b))
+    assert float(((a.mean(0) - b.mean(0)).abs() / error).max()) < 5
+    assert float(((a.mean(0) - 0.5 * b.mean(0)).abs() / error).max()) > 10
+
+
+def test_path_gradient_vanishes_at_the_optimum_draw_by_draw():
+    free = FreeField(shape=(4, 4), m2=0.8)
+    flow = Flow(Spectrum(free.lattice), []).double()
+    flow.base.set_free_field(0.8)
+    exact, noisy = gradients(path, flow, free, 3, 44), gradients(reparametrised, flow, free, 3, 44)
+    assert float(exact.abs().max()) < 1e-12
+    assert float(noisy.abs().max()) > 1e-2  # negative control: the other estimator only averages to zero
+
+
+def test_loss_value_is_that_of_the_formula():
+    flow = SPEC.build(Lattice((4, 4)), 1)
+    noise = flow.noise(32, rng(45))
+    x, log_q = flow.push(noise)
+    expected = (log_q + PHI4.action(x)).mean().item()
+    for estimator in ESTIMATORS.values():
+        assert float(estimator(flow, PHI4, noise)[1]) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+def test_training_a_free_field_finds_its_spectrum(estimator):
+    """Known answer: log Z of the free field, and ESS near 1 from a base that starts elsewhere."""
+    free = FreeField(shape=(4, 4), m2=0.5)
+    flow = Flow(Spectrum(free.lattice, 4.0), [])
+    before = evaluate(flow, free, 4096, rng(46))
+    settings = TrainSettings(steps=300, batch=64, lr=3e-2, warmup=1, estimator=estimator, evaluate_every=300, evaluate_draws=4096)
+    after = train(flow, free, settings, seed=5)
+    assert before.ess < 0.7 and after.ess > 0.99
+    assert abs(after.log_z - free.log_z) < 4 * after.log_z_error
+    spectrum = (2 * flow.base.log_amplitude.detach()).exp().numpy()
+    np.testing.assert_allclose(spectrum, free.spectrum, rtol=0.1)
+
+
+def weights_of(flow):
+    return {k: v.clone() for k, v in flow.state_dict().items()}
+
+
+@pytest.mark.parametrize("stop", [4, 8])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop):
+    whole = SPEC.build(Lattice((4, 4)), 1)
+    summary = train(whole, PHI4, SETTINGS, seed=3, weights=tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    target = KillAt(PHI4, stop, Killed)
+    first = SPEC.build(Lattice((4, 4)), 1)
+    with pytest.raises(Killed):
+        train(first, target, SETTINGS, seed=3, weights=tmp_path / "halves")
+    second = SPEC.build(Lattice((4, 4)), 1)
+    resumed = train(second, PHI4, SETTINGS, seed=3, weights=tmp_path / "halves", resume=True)
+    a, b = weights_of(whole), weights_of(second)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert resumed == summary
+    for name in ("flow.safetensors", "optimizer.safetensors"):
+        one, two = (tmp_path / run / "step_00000012" / name for run in ("whole", "halves"))
+        assert one.read_bytes() == two.read_bytes()
+    other = SPEC.build(Lattice((4, 4)), 1)
+    train(other, PHI4, SETTINGS, seed=4)
+    assert any(not torch.equal(a[k], v) for k, v in other.state_dict().items())
+
+
+class KillAt:
+    """PHI4 whose force raises after the step counted from 1."""
+
+    def __init__(self, target, step, error):
+        self.target, self.left, self.error = target, step + 1, error
+
+    def __getattr__(self, name):
+        return getattr(self.target, name)
+
+    def force(self, x):
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+        return self.target.force(x)
+
+
+def test_only_the_last_checkpoints_stay_in_numeric_order(tmp_path):
+    settings = SETTINGS.model_copy(update={"steps": 12, "checkpoint_every": 1, "keep": 2})
+    train(SPEC.build(Lattice((4, 4)), 1), PHI4, settings, seed=3, weights=tmp_path)
+    assert [p.name for p in ckpt.checkpoints(tmp_path)] == ["step_00000011", "step_00000012"]
+    (tmp_path / "step_100000000").mkdir()
+    assert ckpt.latest(tmp_path).name == "step_100000000"
+
+
+class NanAt(KillAt):
+    def force(self, x):
+        self.left -= 1
+        return self.target.force(x) * (float("nan") if self.left <= 0 else 1)
+
+
+def test_nan_stops_and_names_the_last_good_checkpoint(tmp_path):
+    flow = SPEC.build(Lattice((4, 4)), 1)
+    with pytest.raises(TrainingDiverged, match=r"step 9: .*gradient norm nan.*step_00000008"):
+        train(flow, NanAt(PHI4, 9, None), SETTINGS, seed=3, weights=tmp_path)
+    assert ckpt.latest(tmp_path).name == "step_00000008"
+    assert all(bool(torch.isfinite(p).all()) for p in flow.parameters())
+
+
+def test_exploding_loss_stops():
+    flow = Affine(layers=4, hidden=(4,)).build(Lattice((4, 4)), 1)
+    settings = TrainSettings(steps=500, lr=3.0, warmup=0, clip=1e9, evaluate_draws=1024, estimator="reparametrised")
+    with pytest.raises(TrainingDiverged, match="none yet"):
+        train(flow, PHI4, settings, seed=3)
+
+
+def test_schedules():
+    settings = TrainSettings(steps=1000, batch=((0.0, 64), (0.5, 256)), lr=1e-2, warmup=100)
+    assert [settings.batch_at(s) for s in (0, 499, 500, 999)] == [64, 64, 256, 256]
+    assert settings.lr_at(0) == pytest.approx(1e-4)
+    assert settings.lr_at(99) == settings.lr_at(100) == pytest.approx(1e-2)
+    assert settings.lr_at(550) == pytest.approx(0.5e-2)
+    assert settings.lr_at(999) < 1e-7
+
+
+@pytest.mark.parametrize(
+    "values", [dict(steps=0), dict(steps=5, lr=-1.0), dict(steps=5, batch=0), dict(steps=5, batch=((0.5, 3),)), dict(step=5)]
+)
+def test_bad_settings(values):
+    with pytest.raises(InputError):
+        TrainSettings(**values)
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    train(SPEC.build(Lattice((4, 4)), 1), PHI4, SETTINGS, seed=3, weights=tmp_path)
+    for other in (Split(layers=3, sines=2, site_sines=2), Split(layers=2, sines=4, site_sines=2)):
+        with pytest.raises(InputError, match=r"do not fit the deck's flow: 'layers\."):
+            ckpt.load_weights(other.build(Lattice((4, 4)), 1), ckpt.latest(tmp_path))
+
+
+def test_damaged_checkpoint(tmp_path):
+    flow = SPEC.build(Lattice((4, 4)), 1)
+    train(flow, PHI4, SETTINGS, seed=3, weights=tmp_path)
+    path_ = ckpt.latest(tmp_path)
+    weights = path_ / "flow.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(StoreError, match="damaged"):
+        ckpt.load_weights(flow, path_)
+    (path_ / "state.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(StoreError, match="format 99"):
+        ckpt.load_state(path_)
+
+
+def test_no_weights_yet(tmp_path):
+    with pytest.raises(InputError, match="train the flow first"):
+        ckpt.latest(tmp_path)
+
+
+def test_flow_and_target_of_different_shape():
+    with pytest.raises(InputError, match="shapes must agree"):
+        train(SPEC.build(Lattice((4, 6)), 1), PHI4, SETTINGS, seed=3)
+
+
+def test_log_survives_a_torn_line_and_a_resume(tmp_path):
+    path_ = tmp_path / "train.jsonl"
+    log.append(path_, {"step": 1, "loss": 3.0})
+    log.append(path_, {"step": 2, "loss": 2.0})
+    with open(path_, "a") as handle:
+        handle.write('{"step": 3, "lo')
+    log.append(path_, {"step": 2, "loss": 1.5})
+    assert log.read(path_) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.5}]
+
+
+def test_weight_summary_known_answers():
+    """Log-normal weights of variance s^2: ESS = exp(-s^2), log Z = s^2/2; -inf weighs nothing."""
+    log_w = rng(47).normal(0, 0.5, size=200_000)
+    s = summarise_weights(log_w)
+    assert abs(s.ess - np.exp(-0.25)) < 4 * s.ess_error < 0.02
+    assert abs(s.log_z - 0.125) < 4 * s.log_z_error < 0.01
+    half = summarise_weights(np.array([0.0, -np.inf]))
+    assert half.ess == 0.5 and half.log_z == pytest.approx(np.log(0.5)) and half.largest_share == 1.0
+    shifted = summarise_weights(log_w + 5000)
+    assert shifted.ess == pytest.approx(s.ess) and shifted.log_z == pytest.approx(s.log_z + 5000)
+    with pytest.raises(InputError, match="NaN"):
+        summarise_weights(np.array([0.0, np.nan]))
+
+
+def test_errors_of_the_weight_summary_cover():
+    """Pulls of ESS and log Z over 300 repeats have unit variance (within 5 sigma of its own error)."""
+    pulls = []
+    for i in range(300):
+        s = summarise_weights(rng(48, i).normal(0, 0.4, size=4096))
+        pulls.append([(s.ess - np.exp(-0.16)) / s.ess_error, (s.log_z - 0.08) / s.log_z_error])
+    spread = np.std(pulls, axis=0)
+    assert np.all(abs(spread - 1) < 5 / np.sqrt(2 * 300))
+
+
+def test_evaluate_takes_its_own_stream():
+    flow = SPEC.build(Lattice((4, 4)), 1)
+    assert evaluate(flow, PHI4, 1500, rng(49)) == evaluate(flow, PHI4, 1500, rng(49))
+    assert evaluate(flow, PHI4, 1500, rng(49)).n == 1500
