@@ -24,22 +24,24 @@ _PIECE = 1 << 21
 
 @dataclass(frozen=True)
 class Observable:
-    """What both kinds have: `name`, `symbol` (for tables), the formula, and `missing(target)`.
+    """What both kinds have: `name`, `symbol` (for tables), `tex` (for plots), the formula, `missing(target)`.
 
     `missing(target)` is None where the observable exists on that target, else the reason why it does not.
     """
 
     name: str
     symbol: str
+    tex: str
     formula: str
     missing: Callable[[Target], str | None]
 
 
 @dataclass(frozen=True)
 class Primary(Observable):
-    """`of(target, x)`: x `[n, *event_shape]` float64 -> float64 `[n]`, or `[n, k]` for a vector."""
+    """`of(target, x)`: x `[n, *event_shape]` float64 -> float64 `[n]`, or `[n, k]` for a `vector`."""
 
     of: Callable[[Target, Tensor], Tensor]
+    vector: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,24 @@ class Observables:
     def __init__(self):
         self.table: dict[str, Observable] = {}
 
-    def primary(self, name: str, symbol: str, missing: Callable[[Target], str | None]):
+    def primary(
+        self, name: str, symbol: str, tex: str, missing: Callable[[Target], str | None], vector: bool = False
+    ):
         """Register a function `of(target, x)`; its docstring is the formula."""
-        return lambda of: self._add(Primary(name, symbol, of.__doc__ or "", missing, of), of)
+        return lambda of: self._add(Primary(name, symbol, tex, of.__doc__ or "", missing, of, vector), of)
 
     def derived(
         self,
         name: str,
         symbol: str,
+        tex: str,
         missing: Callable[[Target], str | None],
         needs: tuple[str, ...],
         undefined: str = "",
     ):
         """Register a function `of(target, means)`; its docstring is the formula."""
         return lambda of: self._add(
-            Derived(name, symbol, of.__doc__ or "", missing, needs, undefined, of), of
+            Derived(name, symbol, tex, of.__doc__ or "", missing, needs, undefined, of), of
         )
 
     def _add(self, observable: Observable, of):

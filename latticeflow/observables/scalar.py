@@ -44,62 +44,64 @@ def _slices(target: LatticeTarget, x: Tensor, mu: int) -> Tensor:
 # Primary: functions of one configuration.
 
 
-@observables.primary("phi2", "⟨φ²⟩", _scalar)
+@observables.primary("phi2", "⟨φ²⟩", r"\langle \phi^2 \rangle", _scalar)
 def phi2(target: LatticeTarget, x: Tensor) -> Tensor:
     """`V^{-1} sum_s phi(s)^2`, `[n]`."""
     return x.square().flatten(1).mean(1)
 
 
-@observables.primary("phi4", "⟨φ⁴⟩", _scalar)
+@observables.primary("phi4", "⟨φ⁴⟩", r"\langle \phi^4 \rangle", _scalar)
 def phi4(target: LatticeTarget, x: Tensor) -> Tensor:
     """`V^{-1} sum_s phi(s)^4`, `[n]`."""
     return x.square().square().flatten(1).mean(1)
 
 
-@observables.primary("chi2", "χ₂", _scalar)
+@observables.primary("chi2", "χ₂", r"\chi_2", _scalar)
 def chi2(target: LatticeTarget, x: Tensor) -> Tensor:
     """`V m^2 = |phi_0|^2`, `[n]`; its mean is the susceptibility chi2 = V <m^2>."""
     return x.flatten(1).sum(1).square() / target.lattice.volume
 
 
-@observables.primary("abs_m", "⟨|m|⟩", _scalar)
+@observables.primary("abs_m", "⟨|m|⟩", r"\langle |m| \rangle", _scalar)
 def abs_m(target: LatticeTarget, x: Tensor) -> Tensor:
     """`|m|`, `[n]`."""
     return x.flatten(1).mean(1).abs()
 
 
-@observables.primary("m", "⟨m⟩", _scalar)
+@observables.primary("m", "⟨m⟩", r"\langle m \rangle", _scalar)
 def m(target: LatticeTarget, x: Tensor) -> Tensor:
     """`m = V^{-1} sum_s phi(s)`, `[n]`; its mean is zero by the symmetry phi -> -phi."""
     return x.flatten(1).mean(1)
 
 
-@observables.primary("m4", "⟨m⁴⟩", _scalar)
+@observables.primary("m4", "⟨m⁴⟩", r"\langle m^4 \rangle", _scalar)
 def m4(target: LatticeTarget, x: Tensor) -> Tensor:
     """`m^4`, `[n]`."""
     return x.flatten(1).mean(1).pow(4)
 
 
-@observables.primary("action", "⟨S⟩", _scalar)
+@observables.primary("action", "⟨S⟩", r"\langle S \rangle", _scalar)
 def action(target: LatticeTarget, x: Tensor) -> Tensor:
     """The target's action S, `[n]`."""
     return target.action(x)
 
 
-@observables.primary("ising_energy", "E", _scalar)
+@observables.primary("ising_energy", "E", "E", _scalar)
 def ising_energy(target: LatticeTarget, x: Tensor) -> Tensor:
     """`E = D^{-1} sum_mu V^{-1} sum_s phi(s) phi(s + mu)`, all D directions, `[n]`."""
     lattice = target.lattice
     return sum((x * lattice.shift(x, mu)).flatten(1).mean(1) for mu in range(lattice.dim)) / lattice.dim
 
 
-@observables.primary("virial", "⟨Σ φ dS/dφ⟩", _scalar)
+@observables.primary("virial", "⟨Σ φ dS/dφ⟩", r"\langle \sum \phi\, dS/d\phi \rangle", _scalar)
 def virial(target: LatticeTarget, x: Tensor) -> Tensor:
     """`sum_s phi(s) dS/dphi(s)`, `[n]`; its mean is V exactly (integration by parts), whatever the action."""
     return -(x * target.force(x)).flatten(1).sum(1)
 
 
-@observables.primary("phi_k1", "⟨|φ_k1|²⟩", _longest_at_least(2, "the smallest momentum"))
+@observables.primary(
+    "phi_k1", "⟨|φ_k1|²⟩", r"\langle |\phi_{k_1}|^2 \rangle", _longest_at_least(2, "the smallest momentum")
+)
 def phi_k1(target: LatticeTarget, x: Tensor) -> Tensor:
     """`|phi_k|^2` at the smallest momentum k1 = 2 pi / L, averaged over the time directions, `[n]`."""
     side, directions = max(target.shape), time_directions(target)
@@ -111,7 +113,7 @@ def phi_k1(target: LatticeTarget, x: Tensor) -> Tensor:
     return total / (target.lattice.volume * len(directions))
 
 
-@observables.primary("correlator", "C(t)", _longest_at_least(2, "a correlator"))
+@observables.primary("correlator", "C(t)", "C(t)", _longest_at_least(2, "a correlator"), vector=True)
 def correlator(target: LatticeTarget, x: Tensor) -> Tensor:
     """`C(t) = V^{-1} sum_{t0} S(t0) S(t0 + t)`, t = 0 ... L - 1, `[n, L]`; S(t): sum of the slice s_mu = t.
 
@@ -127,7 +129,7 @@ def correlator(target: LatticeTarget, x: Tensor) -> Tensor:
     return _unfold(columns, side) / (target.lattice.volume * len(directions))
 
 
-@observables.primary("two_point", "G(r)", _longest_at_least(2, "a two-point function"))
+@observables.primary("two_point", "G(r)", "G(r)", _longest_at_least(2, "a two-point function"), vector=True)
 def two_point(target: LatticeTarget, x: Tensor) -> Tensor:
     """`G(r) = V^{-1} sum_s phi(s) phi(s + r mu)`, r = 0 ... L - 1, mean over time directions, `[n, L]`."""
     side, directions, lattice = max(target.shape), time_directions(target), target.lattice
@@ -146,7 +148,7 @@ def _unfold(columns: list[Tensor], side: int) -> Tensor:
 # Derived: functions of means of primaries.
 
 
-@observables.derived("binder", "U", _scalar, ("chi2", "m4"))
+@observables.derived("binder", "U", "U", _scalar, ("chi2", "m4"))
 def binder(target: LatticeTarget, means: dict[str, np.ndarray]) -> float:
     """Binder cumulant `U = 1 - <M^4> / (3 <M^2>^2)`, M = V m: 0 for a Gaussian, 2/3 for a broken symmetry."""
     m_squared = means["chi2"] / target.lattice.volume
@@ -156,6 +158,7 @@ def binder(target: LatticeTarget, means: dict[str, np.ndarray]) -> float:
 @observables.derived(
     "xi",
     "ξ",
+    r"\xi",
     _longest_at_least(2, "the second-moment correlation length"),
     ("chi2", "phi_k1"),
     "G(k1) exceeds G(0) within the noise, so xi^2 < 0",
@@ -180,14 +183,16 @@ def effective_mass(correlator: np.ndarray) -> np.ndarray:
     return np.arccosh(ratio, where=ratio >= 1, out=np.full(len(t), np.nan))
 
 
-@observables.derived("pole_mass", "m_p", _longest_at_least(3, "the pole mass"), ("correlator",), _NOT_CONVEX)
+@observables.derived(
+    "pole_mass", "m_p", "m_p", _longest_at_least(3, "the pole mass"), ("correlator",), _NOT_CONVEX
+)
 def pole_mass(target: LatticeTarget, means: dict[str, np.ndarray]) -> float:
     """Pole mass: mean over 1 <= t < L/2 of `m_p(t) = arcosh( (C(t-1) + C(t+1)) / (2 C(t)) )`."""
     return float(effective_mass(means["correlator"]).mean())
 
 
 @observables.derived(
-    "pole_mass_L", "m_p L", _longest_at_least(3, "the pole mass"), ("correlator",), _NOT_CONVEX
+    "pole_mass_L", "m_p L", "m_p L", _longest_at_least(3, "the pole mass"), ("correlator",), _NOT_CONVEX
 )
 def pole_mass_times_side(target: LatticeTarget, means: dict[str, np.ndarray]) -> float:
     """`m_p L`, the pole mass times the longest side."""

@@ -1,0 +1,194 @@
+"""Samplers of one target side by side: observables with pulls, tau_int, quality, cost; plots and a page."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import write_atomic, write_text
+from ..observables import observables
+from ..run import Run
+from ..targets import targets
+from . import plots
+from .measure import TAU, Row, console, estimates, notes, virial_check
+from .quality import Figure, quality, read_log
+from .report import Table, page
+from .series import Series
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare_run` found, by sampler; the first sampler is the one in question."""
+
+    run: Run
+    rows: dict[str, dict[str, Row]]
+    quality: dict[str, dict[str, Figure]]
+    virial: dict[str, str]
+
+    @property
+    def samplers(self) -> list[str]:
+        return list(self.rows)
+
+    def pull(self, name: str, other: str) -> float | None:
+        """`(first - other) / sigma` of observable `name`; None where one of the two has no estimate."""
+        return self.rows[self.samplers[0]][name].pull(self.rows[other][name])
+
+    def tables(self) -> list[Table]:
+        return [self._observables(), self._taus(), self._qualities()]
+
+    def _names(self) -> list[str]:
+        return list(self.rows[self.samplers[0]])
+
+    def _observables(self) -> Table:
+        first, *others = self.samplers
+        headings = ["", first]
+        for other in others:
+            headings += [other, f"({first} − {other})/σ" if len(others) > 1 else "pull"]
+        body = []
+        for name in self._names():
+            row = self.rows[first][name]
+            cells = [row.observable.symbol, row.text]
+            for other in others:
+                pull = self.pull(name, other)
+                cells += [self.rows[other][name].text, "-" if pull is None else f"{pull:+.2f}"]
+            body.append(cells)
+        lines = [f"{sampler}: {self.virial[sampler]}" for sampler in self.samplers if sampler in self.virial]
+        lines += [f"{sampler}: {note}" for sampler, rows in self.rows.items() for note in notes(rows)]
+        return Table("Observables", headings, body, lines)
+
+    def _taus(self) -> Table:
+        body = [
+            [self.rows[self.samplers[0]][name].observable.symbol]
+            + [self.rows[sampler][name].tau_text for sampler in self.samplers]
+            for name in self._names()
+        ]
+        return Table("Integrated autocorrelation times", ["τ_int", *self.samplers], body, [TAU])
+
+    def _qualities(self) -> Table:
+        labels = {key: figure.label for found in self.quality.values() for key, figure in found.items()}
+        body = [
+            [label, *(found[key].text if key in found else "-" for found in self.quality.values())]
+            for key, label in labels.items()
+        ]
+        return Table(
+            "Quality and cost",
+            ["", *self.samplers],
+            body,
+            ["cost per independent configuration = seconds × 2 τ_int / N, summed over cores"],
+        )
+
+    def as_json(self) -> dict:
+        """All numbers; null where there is no estimate, with its reason."""
+        return {
+            "run": self.run.deck.name,
+            "target": targets.table(self.run.deck.target),
+            "tau_int": TAU,
+            "samplers": {
+                sampler: {
+                    "observables": {name: _row_json(row) for name, row in rows.items()},
+                    "quality": {
+                        key: {"label": f.label, "value": f.value, "error": f.error, "text": f.text}
+                        for key, f in self.quality[sampler].items()
+                    },
+                    "virial": self.virial.get(sampler),
+                }
+                for sampler, rows in self.rows.items()
+            },
+            "pulls": {
+                other: {name: self.pull(name, other) for name in self._names()} for other in self.samplers[1:]
+            },
+        }
+
+
+def _row_json(row: Row) -> dict:
+    if row.problem:
+        return {"value": None, "error": None, "problem": row.problem, "reason": row.reason}
+    found = {"value": row.value, "error": row.error, "tau_int": row.tau.value, "tau_int_error": row.tau.error}
+    if row.reweighted:
+        found["reweighted"], found["reweighted_error"] = row.reweighted
+    return found
+
+
+def compare_run(run: Path | str, samplers: Sequence[str] = ("flow", "hmc")) -> Comparison:
+    """Compare ensembles of one run; prints tables and writes PNG plots, compare.html and compare.json.
+
+    All go to RUN/compare/. Raises `InputError` with the command to run where an ensemble is missing, and for
+    fewer than two samplers or one named twice.
+    """
+    names = [name.strip() for name in samplers]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise InputError(
+            f"samplers to compare: {','.join(names)}; expected at least two different ones, for example "
+            "flow,hmc. For one alone use latticeflow measure"
+        )
+    opened = Run.open(run)
+    all_series = {name: Series.open(opened, name) for name in names}
+    log = read_log(opened.log)
+    result = compare_series(opened, all_series, log)
+    out = console()
+    for table in result.tables():
+        out.print(table.rich())
+        for note in table.notes:
+            out.print(note)
+    folder = write_comparison(result, all_series, log)
+    out.print(f"wrote {folder}/compare.html, compare.json and plots")
+    return result
+
+
+def compare_series(run: Run, all_series: dict[str, Series], log: list[dict]) -> Comparison:
+    """The numbers of a comparison, nothing printed or written."""
+    rows = {name: estimates(series) for name, series in all_series.items()}
+    volume = run.deck.target.lattice.volume  # type: ignore[attr-defined]
+    spent = next((float(line["seconds"]) for line in reversed(log) if "seconds" in line), None)
+    return Comparison(
+        run,
+        rows,
+        {name: quality(s, rows[name], spent if s.trained else None) for name, s in all_series.items()},
+        {name: virial_check(found, volume) for name, found in rows.items() if "virial" in found},
+    )
+
+
+def write_comparison(result: Comparison, all_series: dict[str, Series], log: list[dict]) -> Path:
+    """Plots, page and numbers into RUN/compare/, each file whole or absent."""
+    folder = result.run.path / "compare"
+    folder.mkdir(exist_ok=True)
+    drawn = _plots(result, all_series, log)
+    for name, (png, _) in drawn.items():
+        write_atomic(folder / f"{name}.png", lambda temporary, png=png: temporary.write_bytes(png))
+    deck = result.run.deck
+    title = f"{deck.name}: {' and '.join(result.samplers)}"
+    settings = ", ".join(f"{key} = {value}" for key, value in targets.table(deck.target).items())
+    write_text(folder / "compare.html", page(title, settings, result.tables(), drawn, deck.toml()))
+    write_text(folder / "compare.json", json.dumps(result.as_json(), indent=1, allow_nan=False))
+    return folder
+
+
+def _plots(
+    result: Comparison, all_series: dict[str, Series], log: list[dict]
+) -> dict[str, tuple[bytes, str]]:
+    drawn = {}
+    first = result.samplers[0]
+    weights = {
+        name: (series.log_w, series.summary.weights)
+        for name, series in all_series.items()
+        if series.log_w is not None
+    }
+    trained = [name for name, series in all_series.items() if series.trained]
+    if log and trained:
+        log_z = weights[trained[0]][1].log_z if trained[0] in weights else None
+        drawn["training"] = plots.training(log, log_z), "Training: loss and effective sample size."
+    if weights:
+        caption = "Log-weights of the proposals, log w = −S − log q, relative to log Z."
+        drawn["log_weights"] = plots.log_weights(weights), caption
+    drawn["pulls"] = (
+        plots.pulls(result.rows),
+        f"Pulls, {first} minus the other, in σ. Observables of one ensemble are correlated.",
+    )
+    caption = "Two-point function along an axis and zero-momentum correlator; below, differences in σ."
+    if "correlator" not in observables.left_out(result.run.deck.target):
+        drawn["correlators"] = plots.correlators(all_series), caption
+    drawn["autocorrelation"] = plots.autocorrelations(all_series), f"Autocorrelation functions. {TAU}."
+    caption = f"Monte Carlo histories, the first {plots.SHOWN:,} steps of one chain."
+    drawn["histories"] = plots.histories(all_series), caption
+    return drawn

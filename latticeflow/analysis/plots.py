@@ -1,0 +1,247 @@
+"""The plots of a comparison: matplotlib figures without a display and without pyplot's global state.
+
+Colours are those of Okabe and Ito, told apart by the colour-blind; samplers also differ in marker and dash.
+"""
+
+import io
+from functools import wraps
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..errors import StatisticsError
+from ..statistics import WeightSummary, autocorrelation, tau_int
+from .measure import Row, bracket, profile
+from .series import Series
+
+STYLE = {
+    "font.size": 11,
+    "font.family": "STIXGeneral",
+    "mathtext.fontset": "stix",
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "lines.linewidth": 1.2,
+    "errorbar.capsize": 2,
+    "savefig.dpi": 160,
+}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)))
+SHOWN = 1000  # steps of a history: more is a black band
+
+
+def styled(draw):
+    """Draw with `STYLE`, whatever the caller's matplotlib settings are, and return a PNG file's bytes."""
+
+    @wraps(draw)
+    def png(*args, **kwargs) -> bytes:
+        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
+            out = io.BytesIO()
+            draw(*args, **kwargs).savefig(out, format="png")
+            return out.getvalue()
+
+    return png
+
+
+@styled
+def training(log: list[dict], log_z: float | None = None) -> Figure:
+    """Reverse-KL loss and ESS with its error against the optimiser step; `-log Z` is the loss's bound."""
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    above, below = figure.subplots(2, sharex=True)
+    step, loss = np.array([(line["step"], line["loss"]) for line in log if "loss" in line]).T
+    above.plot(step, loss, color=COLOURS[0], alpha=0.35, linewidth=0.7)
+    width = max(1, len(loss) // 50)
+    if width > 1:
+        smooth = np.convolve(loss, np.full(width, 1 / width), "valid")
+        label = rf"mean of {width} lines of the log"
+        above.plot(step[width // 2 :][: len(smooth)], smooth, color=COLOURS[0], label=label)
+    low, high = np.quantile(loss, [0.0, 0.97])
+    if log_z is not None:
+        above.axhline(-log_z, color="black", linestyle="--", linewidth=1, label=r"$-\log Z$")
+        low = min(low, -log_z)
+    above.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    above.set_ylabel(r"loss  $\langle \log q + S \rangle$")
+    if above.get_legend_handles_labels()[0]:
+        above.legend()
+    measured = [line for line in log if line.get("ess") is not None]
+    if measured:
+        step, ess, error = np.array([(m["step"], m["ess"], m.get("ess_error", 0.0)) for m in measured]).T
+        draws = sorted({m["ess_draws"] for m in measured if "ess_draws" in m})
+        label = "N = " + ", ".join(f"{n:,}" for n in draws) if draws else "ESS"
+        below.errorbar(step, ess, error, color=COLOURS[1], marker=MARKERS[1], markersize=3, label=label)
+        below.legend(loc="lower right")
+    below.set_ylim(0, 1.03)
+    below.set(xlabel="optimiser step", ylabel=r"ESS / $N$")
+    return figure
+
+
+@styled
+def log_weights(weights: dict[str, tuple[np.ndarray, WeightSummary]]) -> Figure:
+    """Density of `log w - log Z` of each independent sampler, with counting errors."""
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, (log_w, summary)) in enumerate(weights.items()):
+        x = log_w[np.isfinite(log_w)] - summary.log_z
+        spread = max(float(np.ptp(x)), 1e-9)
+        edges = np.linspace(x.min() - 0.02 * spread, x.max() + 0.02 * spread, 81)
+        count, edges = np.histogram(x, edges)
+        scale = len(log_w) * np.diff(edges)
+        middle, seen = (edges[1:] + edges[:-1]) / 2, count > 0
+        axes.stairs(count / scale, edges, color=COLOURS[i], linestyle=DASHES[i], label=f"{name}: {summary}")
+        density, error = count / scale, np.sqrt(count) / scale
+        axes.errorbar(middle[seen], density[seen], error[seen], color=COLOURS[i], fmt="none", linewidth=0.8)
+    axes.axvline(0, color="black", linestyle="--", linewidth=1)
+    axes.set_yscale("log")
+    axes.set(xlabel=r"$\log w - \log Z$,   $w = e^{-S} / q$", ylabel="density of proposals")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0))
+    return figure
+
+
+def autocorrelation_error(rho: np.ndarray, n: int, upto: int) -> np.ndarray:
+    """Errors of rho(t), t < upto, from N = n samples.
+
+    `var rho(t) = (1/N) sum_{k=1}^{t+W} [rho(k+t) + rho(|k-t|) - 2 rho(t) rho(k)]^2`, W = upto
+    (Luescher, hep-lat/0409106, eq. E.11).
+    """
+    padded = np.concatenate([rho, np.zeros(max(0, 3 * upto + 1 - len(rho)))])
+    error = np.empty(upto)
+    for t in range(upto):
+        k = np.arange(1, t + upto + 1)
+        terms = padded[k + t] + padded[np.abs(k - t)] - 2 * padded[t] * padded[k]
+        error[t] = np.sqrt(np.square(terms).sum() / n)
+    return error
+
+
+@styled
+def autocorrelations(all_series: dict[str, Series]) -> Figure:
+    """rho(t) with errors of chi2 and of the action, for each sampler in its own steps."""
+    figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, name, title in zip(panels, ("chi2", "action"), (r"$\chi_2$", "action $S$")):
+        found = {}
+        for sampler, series in all_series.items():
+            values = series[name]
+            try:
+                found[sampler] = (values, tau_int(values))
+            except StatisticsError as error:
+                axes.plot([], [], " ", label=f"{sampler}: {type(error).__name__}")
+        upto = min(200, max([10, *(tau.window + 5 for _, tau in found.values())]))
+        for i, sampler in enumerate(all_series):
+            if sampler not in found:
+                continue
+            values, tau = found[sampler]
+            rho = autocorrelation(values)
+            shown = min(upto, len(rho) // 3)
+            axes.errorbar(
+                np.arange(shown) + 0.12 * i,
+                rho[:shown],
+                autocorrelation_error(rho, values.size, shown),
+                color=COLOURS[i],
+                marker=MARKERS[i],
+                markersize=3.5,
+                linestyle=DASHES[i],
+                linewidth=0.8,
+                label=rf"{sampler}: $\tau_\mathrm{{int}}$ = {bracket(tau.value, tau.error)}",
+            )
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set(xlabel="$t$  [steps of the chain]", title=title)
+        axes.legend()
+    panels[0].set_ylabel(r"$\rho(t)$")
+    return figure
+
+
+@styled
+def histories(all_series: dict[str, Series]) -> Figure:
+    """Magnetisation and action along one chain of each sampler, beside the histogram of all draws."""
+    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+    columns = len(all_series)
+    panels = figure.subplots(2, columns + 1, sharey="row", width_ratios=[2.4] * columns + [1])
+    rows = zip(panels, ("m", "action"), (r"$m = V^{-1} \sum_s \phi(s)$", "action $S$"))
+    for axes, name, label in rows:
+        values = {sampler: series.walkers(name) for sampler, series in all_series.items()}
+        low, high = min(v.min() for v in values.values()), max(v.max() for v in values.values())
+        edges = np.linspace(low, high, 61) if high > low else 3
+        for i, (sampler, v) in enumerate(values.items()):
+            axes[i].plot(v[0, :SHOWN], color=COLOURS[i], linewidth=0.6)
+            axes[-1].hist(
+                v.ravel(),
+                edges,
+                density=True,
+                histtype="step",
+                orientation="horizontal",
+                color=COLOURS[i],
+                linestyle=DASHES[i],
+                label=sampler,
+            )
+            if name == "m":
+                axes[i].set_title(f"{sampler}, one chain")
+            else:
+                axes[i].set_xlabel("step of the chain")
+        axes[0].set_ylabel(label)
+        axes[-1].set_xticks([])
+    panels[0, -1].legend(loc="upper right")
+    panels[0, -1].set_title("all draws")
+    panels[1, -1].set_xlabel("density")
+    return figure
+
+
+@styled
+def correlators(all_series: dict[str, Series]) -> Figure:
+    """Two-point function and zero-momentum correlator of each sampler; below, first minus other."""
+    figure = Figure(figsize=(8.4, 5.0), layout="constrained")
+    panels = figure.subplots(2, 2, sharex="col", height_ratios=[2.6, 1])
+    labels = (r"$G(r) = \langle \phi(0)\, \phi(r \hat\mu) \rangle$", r"$C(t)$ at zero momentum")
+    for (above, below), name, label, axis in zip(panels.T, ("two_point", "correlator"), labels, ("r", "t")):
+        first = None
+        for i, (sampler, series) in enumerate(all_series.items()):
+            value, error = profile(series, name)
+            r = np.arange(len(value))
+            style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4, "label": sampler}
+            if i == 0:  # open and larger, so that the points of the others show inside
+                style |= {"markersize": 8, "markerfacecolor": "none"}
+            above.errorbar(r, value, error, linestyle=DASHES[i], linewidth=0.8, **style)
+            if first is None:
+                first = value, error
+            else:
+                pull = (first[0] - value) / np.hypot(error, first[1])
+                below.plot(r + 0.06 * (i - 1), pull, linestyle="none", **style)
+        positive = first is not None and np.nanmin(first[0]) > 0
+        above.set_yscale("log" if positive else "linear")
+        above.set_ylabel(label)
+        above.legend()
+        below.axhspan(-1, 1, color="black", alpha=0.08, linewidth=0)
+        below.axhline(0, color="black", linewidth=0.8)
+        limit = max([3.0, *np.abs(below.get_ylim())])
+        below.set(ylim=(-limit, limit), xlabel=f"${axis}$  [lattice units]", ylabel=r"difference / $\sigma$")
+        below.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+@styled
+def pulls(rows: dict[str, dict[str, Row]]) -> Figure:
+    """Pulls `(first - other) / sigma` of every observable."""
+    (first, reference), *others = rows.items()
+    names = [name for name, row in reference.items() if not row.problem]
+    figure = Figure(figsize=(6.4, 0.6 + 0.26 * max(4, len(names))), layout="constrained")
+    axes = figure.subplots()
+    for i, (sampler, table) in enumerate(others, 1):
+        found = [
+            (k, p) for k, name in enumerate(names) if (p := reference[name].pull(table[name])) is not None
+        ]
+        if found:
+            k, pull = np.array(found).T
+            axes.errorbar(pull, k, xerr=1, fmt=MARKERS[i], color=COLOURS[i], label=f"{first} − {sampler}")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.axvspan(-1, 1, color="black", alpha=0.08, linewidth=0)
+    limit = max([3.5, *np.abs(axes.get_xlim())])
+    axes.set(xlim=(-limit, limit), xlabel=r"difference / $\sigma$")
+    axes.set_yticks(range(len(names)), [f"${reference[name].observable.tex}$" for name in names])
+    axes.invert_yaxis()
+    axes.legend(loc="upper right")
+    return figure
