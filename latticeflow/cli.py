@@ -43,7 +43,7 @@ def train(
     deck: Annotated[Path, typer.Argument(help="The deck (.toml), or with --resume the run folder.")],
     set_: Overrides = None,
     run: RunOption = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint of an existing run.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint, if the run exists.")] = False,
     device: Device = "auto",
 ) -> None:
     """Train the deck's flow by reverse KL against its target; needs no data.

@@ -33,7 +33,8 @@ def train_run(
     """Train the deck's flow and return its run.
 
     A new training makes the run folder and refuses one that exists. With `resume`, `deck_or_run` is the run
-    folder, or the deck it was made with: a deck that differs is refused, naming the key.
+    folder, or the deck: an existing run goes on, and one made with another deck is refused, naming the key; where
+    there is no run yet, one begins, so that a batch script can repeat one line.
     Raises `InputError` for a deck without [flow] or [train], `Stopped` (status 75) when interrupted.
     """
     run = _open(Path(deck_or_run), overrides, folder, resume)
@@ -77,8 +78,9 @@ def _open(path: Path, overrides, folder: Path | None, resume: bool) -> Run:
             raise InputError("--resume of a run folder takes no --set and no --run: its deck is fixed")
         return Run.open(path)
     deck = Deck.read(path, overrides)
-    if not resume:
+    folder = folder or Path("runs") / deck.name
+    if not (resume and folder.exists()):
         return Run.create(deck, folder)
-    run = Run.open(folder or Path("runs") / deck.name)
+    run = Run.open(folder)
     run.require_same(deck)
     return run

@@ -44,8 +44,8 @@ def train(
 ) -> WeightSummary | None:
     """Train `flow` in place on `target`; returns the ESS at the end (None if already trained).
 
-    With `weights`, a folder, checkpoints are written there; `resume` goes on from the newest one, and the
-    result is that of an uninterrupted training, bit for bit, on the same machine and number of threads.
+    With `weights`, a folder, checkpoints are written there; `resume` goes on from the newest one, if there is one, and
+    the result is that of an uninterrupted training, bit for bit, on the same machine and number of threads.
     `report` gets a record after each evaluation: `step`, `loss` (mean of log q - log p over the steps since
     the last), `grad_norm`, `lr`, `batch`, `ess`, `ess_error`, `ess_draws`, `log_z`, `seconds` (of training, evaluation
     excluded). Raises `TrainingDiverged`, naming the last good checkpoint, when loss or gradient is not
@@ -58,7 +58,7 @@ def train(
     optimizer = torch.optim.Adam(flow.parameters(), lr=settings.lr)
     estimator = ESTIMATORS[settings.estimator]
     begin, seconds, first, good = 0, 0.0, None, None
-    if resume:
+    if resume and ckpt.checkpoints(weights):
         good = ckpt.latest(weights)
         ckpt.load_weights(flow, good)
         ckpt.load_optimizer(optimizer, good)

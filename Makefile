@@ -1,0 +1,36 @@
+# make demo: the main job in short form.  make test: the default test suite.  Both make .venv if there is none.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RANKS  ?= 2
+RUN    := runs/phi4_8x8_demo
+STAMP  := $(VENV)/.installed
+
+.PHONY: install demo test test-long lint
+export OMP_NUM_THREADS ?= 1
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mpi,analysis,dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/latticeflow train configs/phi4_8x8_demo.toml --resume
+	$(BIN)/mpirun -n $(RANKS) $(BIN)/latticeflow sample $(RUN) --sampler flow --draws 200000
+	$(BIN)/mpirun -n $(RANKS) $(BIN)/latticeflow sample $(RUN) --sampler hmc --draws 1000000
+	$(BIN)/latticeflow compare $(RUN)
+	@echo "plots and page: $(RUN)/compare/compare.html"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m "long or not long"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,0 +1,1 @@
+"""The comparisons quoted in the README, each one command: `python -m benchmarks.NAME`."""

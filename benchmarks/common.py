@@ -1,0 +1,53 @@
+"""What the benchmarks share: training for a number of seconds, evaluation, timing."""
+
+import time
+
+import numpy as np
+import torch
+
+from latticeflow.flows.spec import FlowSpec
+from latticeflow.random import Purpose, stream
+from latticeflow.samplers import FlowSampler
+from latticeflow.statistics.weights import WeightSummary
+from latticeflow.targets import LatticeTarget
+from latticeflow.training import TrainSettings, evaluate, train
+
+
+def train_for(spec: FlowSpec, target: LatticeTarget, seconds: float, seed: int = 1, **settings):
+    """Train `spec` for about `seconds`: a probe of 40 steps measures the rate, which fixes the number of steps.
+
+    Schedules count steps, so the probe's only effect on the result is that number. Returns flow, steps and
+    the seconds that training took.
+    """
+    common = dict(evaluate_every=10**9, evaluate_draws=1024, **settings)
+
+    def run(steps: int):
+        flow = spec.build(target.lattice, seed)
+        records = []
+        train(flow, target, TrainSettings(steps=steps, **common), seed=seed, report=records.append)
+        return flow, records[-1]["seconds"]
+
+    run(5)
+    rate = 40 / run(40)[1]
+    steps = max(1, int(rate * seconds))
+    flow, spent = run(steps)
+    return flow, steps, spent
+
+
+def quality(flow, target, draws: int = 65536, seed: int = 2) -> WeightSummary:
+    return evaluate(flow, target, draws, stream(seed, Purpose.EVALUATE, 0))
+
+
+def speed(samplers: list[FlowSampler], draws: int = 16384, repeats: int = 5) -> list[float]:
+    """Median draws per second of each, measured in turn so that a noisy machine hits all alike."""
+    rates: list[list[float]] = [[] for _ in samplers]
+    for repeat in range(repeats + 1):
+        for rate, sampler in zip(rates, samplers):
+            start = time.perf_counter()
+            sampler.draw(None, draws, stream(3, Purpose.DRAW, repeat))
+            rate.append(draws / (time.perf_counter() - start))
+    return [float(np.median(rate[1:])) for rate in rates]
+
+
+def one_thread() -> None:
+    torch.set_num_threads(1)
