@@ -74,8 +74,8 @@ def tau_int(series) -> TauInt:
     at once on an alternating chain.
 
     Raises `InputError` for a bad shape or NaN; `FrozenSeries` where no chain ever moves; `TooFewSamples`
-    where neither window closes within half a chain, or N < 100 max(tau, 1/2); `StatisticsError` where the sum is not
-    positive.
+    where neither window closes within half a chain, or N < 100 max(tau, 1/2); `StatisticsError` where the
+    sum is not positive.
     """
     return _estimate(_checked(series))[0]
 

@@ -94,7 +94,7 @@ def _spread(w: np.ndarray, a: np.ndarray) -> np.ndarray:
 
 
 def _largest_tau(arrays: dict[str, np.ndarray], w: np.ndarray) -> float:
-    """The largest tau_int, over all components, of `w (x - mean)`, which errors of weighted means come from."""
+    """The largest tau_int of any component of `w (x - mean)`, which errors of weighted means come from."""
     found = []
     for a in arrays.values():
         deviation = a - (a * _spread(w, a)).sum((0, 1)) / w.sum()

@@ -1,5 +1,6 @@
 """The target: an unnormalised log-density on an event space."""
 
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -46,6 +47,10 @@ class Target(Spec):
         return x
 
 
+# one object per shape, which keeps what it has computed: `force` asks for it each time
+_lattice = lru_cache(Lattice)
+
+
 class LatticeTarget(Target):
     """A target on a periodic lattice, `log_prob = -action` up to a constant."""
 
@@ -53,7 +58,7 @@ class LatticeTarget(Target):
 
     @property
     def lattice(self) -> Lattice:
-        return Lattice(self.shape)
+        return _lattice(self.shape)
 
     def model_post_init(self, context) -> None:
         Lattice(self.shape)  # raises for an impossible shape

@@ -1,0 +1,179 @@
+"""Hybrid (Hamiltonian) Monte Carlo: many chains in one batch (Duane, Kennedy, Pendleton, Roweth 1987)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..errors import InputError
+from ..random import normal
+from ..targets import Target
+from .base import DTYPES, Draws, Sampler, SamplerSpec, State, samplers
+from .integrators import hamiltonian, trajectory
+from .tuning import thermalise, tune
+
+
+@samplers.add("hmc")
+class HMCSpec(SamplerSpec):
+    """Settings of HMC. One stored configuration of each chain is a step.
+
+    `chains`: chains of one stream, moved in one batch. `streams`: independent streams. `block`: configurations
+    per block, a multiple of `chains`. `thin`: trajectories per step. `thermalisation`: trajectories before the first
+    draw, at least; tuning takes some more. `acceptance`: what the step size is tuned to. `step` and `length`:
+    a fixed step size and trajectory length, both or neither, and then nothing is tuned. `jitter`: each trajectory's
+    step is uniform in `step (1 +- jitter)`, so that no mode of a nearly free field comes back to where it was.
+    `threads`: CPU threads of torch, part of what the numbers depend on.
+    """
+
+    chains: int = Field(64, ge=1)
+    streams: int = Field(8, ge=1)
+    block: int = Field(8192, ge=1)
+    thin: int = Field(1, ge=1)
+    integrator: Literal["omelyan", "leapfrog"] = "omelyan"
+    thermalisation: int = Field(1000, ge=100)
+    acceptance: float = Field(0.8, gt=0.1, lt=0.999)
+    step: float | None = Field(None, gt=0)
+    length: float | None = Field(None, gt=0)
+    jitter: float = Field(0.1, ge=0, lt=1)
+    precision: Literal["float64", "float32"] = "float64"
+    threads: int = Field(1, ge=1)
+
+    def model_post_init(self, context) -> None:
+        if self.block % self.chains:
+            raise InputError(
+                f"hmc: block = {self.block} is not a multiple of chains = {self.chains}; every chain makes as "
+                f"many steps: expected for example block = {max(1, self.block // self.chains) * self.chains}"
+            )
+        if (self.step is None) != (self.length is None):
+            raise InputError("hmc: one of step and length is given; expected both (fixed) or neither (tuned)")
+
+    def build(self, target: Target, flow: Any = None, device: str = "cpu") -> "HMC":
+        """The sampler. Raises `InputError` for a target that is not on flat, unbounded space."""
+        if target.measure != "lebesgue":
+            raise InputError(
+                f"hmc: target '{target.kind}' has the measure '{target.measure}'; this HMC moves on flat, "
+                "unbounded space (measure 'lebesgue')"
+            )
+        return HMC(target, self, device)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one trajectory of all chains did: accepted `[chains]` (bool), `dH` `[chains]` (float64)."""
+
+    x: Tensor
+    log_prob: Tensor
+    accepted: Tensor
+    dh: Tensor
+
+
+def accept(dh: Tensor, u: Tensor) -> Tensor:
+    """Accept with probability `min(1, exp(-dH))`, u uniform in [0, 1); a dH that is NaN is rejected."""
+    return u < torch.exp(-dh)
+
+
+class HMC(Sampler):
+    """HMC for any target with `force`. Per trajectory: p ~ N(0, 1), integrate, accept with `min(1, exp(-dH))`.
+
+    `dH = H(new) - H(old)`, H in float64 whatever the precision of x. `Draws.info`, per step: `acceptance` and
+    `exp_minus_dh` (whose mean is 1, Creutz's equality), averaged over chains; `smallest_acceptance`, the
+    smallest of any chain's since tuning: a mean of 0.9 can hide a chain that is stuck.
+
+    State: `x`, `log_prob`, `step`, `n_steps` (frozen by tuning), `accepted` per chain and `trajectories` since tuning.
+    The tuning measures cost in force evaluations, not seconds: seconds depend on the machine's load, and
+    the same arguments must give the same bytes.
+    """
+
+    def __init__(self, target: Target, spec: HMCSpec, device: str = "cpu"):
+        self.target, self.spec, self.device = target, spec, device
+        self.chains = spec.chains
+        self.dtype = DTYPES[spec.precision]
+
+    def start(self, stream: int, rng: np.random.Generator) -> State:
+        """A thermalised, tuned state, from x ~ N(0, 1). Raises `StatisticsError` where a chain stays stuck."""
+        spec = self.spec
+        with _threads(spec.threads), torch.no_grad():
+            x = normal(rng, (self.chains, *self.target.event_shape), dtype=self.dtype, device=self.device)
+            log_prob = self.target.log_prob(x.double())
+            if spec.step is None or spec.length is None:
+                x, log_prob, step, n_steps = tune(self.update, x, log_prob, rng, spec)
+            else:
+                step, n_steps = spec.step, max(1, round(spec.length / spec.step))
+                x, log_prob = thermalise(self.update, x, log_prob, rng, step, n_steps, spec.thermalisation)
+        return {
+            "x": x.cpu().numpy(),
+            "log_prob": log_prob.cpu().numpy(),
+            "step": np.array(step),
+            "n_steps": np.array(n_steps),
+            "accepted": np.zeros(self.chains, dtype=np.int64),
+            "trajectories": np.array(0),
+        }
+
+    def draw(self, state: State, n: int, rng: np.random.Generator) -> tuple[Draws, State]:
+        """n configurations, n a multiple of `chains`: draw i is step i // chains of chain i % chains."""
+        if n < 1 or n % self.chains:
+            raise InputError(f"hmc: {n} draws; expected a positive multiple of {self.chains} chains")
+        expected = (self.chains, *self.target.event_shape)
+        if state["x"].shape != expected:
+            raise InputError(f"hmc: state with x of shape {state['x'].shape}; expected {expected}")
+        steps = n // self.chains
+        xs = torch.empty((steps, *expected), dtype=self.dtype)
+        log_probs = np.empty((steps, self.chains))
+        info = {name: np.zeros(steps) for name in ("acceptance", "exp_minus_dh", "smallest_acceptance")}
+        accepted = state["accepted"].copy()
+        trajectories = int(state["trajectories"])
+        with _threads(self.spec.threads), torch.no_grad():
+            x = torch.from_numpy(state["x"]).to(self.device, self.dtype)
+            log_prob = torch.from_numpy(state["log_prob"]).to(self.device)
+            for i in range(steps):
+                for _ in range(self.spec.thin):
+                    new = self.update(x, log_prob, rng, float(state["step"]), int(state["n_steps"]))
+                    x, log_prob = new.x, new.log_prob
+                    ok = new.accepted.cpu().numpy()
+                    accepted += ok
+                    info["acceptance"][i] += ok.mean() / self.spec.thin
+                    info["exp_minus_dh"][i] += float(weight(new.dh).mean()) / self.spec.thin
+                trajectories += self.spec.thin
+                info["smallest_acceptance"][i] = accepted.min() / trajectories
+                xs[i], log_probs[i] = x, log_prob.cpu().numpy()
+        draws = Draws(xs.flatten(0, 1), log_probs.reshape(-1), info=info)
+        after = {"x": x.cpu().numpy(), "log_prob": log_prob.cpu().numpy(), "accepted": accepted}
+        return draws, {**state, **after, "trajectories": np.array(trajectories)}
+
+    def update(
+        self, x: Tensor, log_prob: Tensor, rng: np.random.Generator, step: float, n_steps: int
+    ) -> Update:
+        """One trajectory of every chain and its accept/reject. `log_prob`: float64 `[chains]`, that of x."""
+        step *= 1 + self.spec.jitter * (2 * rng.random() - 1)
+        p = normal(rng, x.shape, dtype=self.dtype, device=self.device)
+        u = torch.from_numpy(rng.random(self.chains)).to(self.device)
+        y, q = trajectory(self.target, x, p, step, n_steps, self.spec.integrator)
+        new = self.target.log_prob(y.double())
+        dh = hamiltonian(new, q) - hamiltonian(log_prob, p)
+        ok = accept(dh, u)
+        return Update(
+            x=torch.where(ok.view(-1, *[1] * (x.dim() - 1)), y, x),
+            log_prob=torch.where(ok, new, log_prob),
+            accepted=ok,
+            dh=dh,
+        )
+
+
+def weight(dh: Tensor) -> Tensor:
+    """`exp(-dH)`, 0 where dH is NaN (such a trajectory left the numbers that floats can hold)."""
+    return torch.exp(-dh).nan_to_num(nan=0.0)
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
