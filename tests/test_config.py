@@ -1,0 +1,109 @@
+"""Decks: what they accept, what they refuse, and that a resolved deck reads back as itself."""
+
+import pytest
+
+from latticeflow.config import Deck
+from latticeflow.errors import InputError
+from latticeflow.flows import Split
+from latticeflow.run import Run
+from latticeflow.targets import Phi4
+
+TEXT = """
+name = "test"
+seed = 3
+[target]
+kind = "phi4"
+shape = [4, 4]
+m2 = -4.0
+lam = 8.0
+[flow]
+kind = "split"
+layers = 2
+[train]
+steps = 10
+batch = [[0.0, 16], [0.5, 32]]
+[sampler.hmc]
+chains = 16
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text=TEXT, old="", new=""):
+        path = tmp_path / "deck.toml"
+        path.write_text(text.replace(old, new) if old else text)
+        return path
+
+    return write
+
+
+def test_a_deck_is_the_library_s_own_classes(write):
+    deck = Deck.read(write())
+    assert deck.target == Phi4(shape=(4, 4), m2=-4.0, lam=8.0)
+    assert deck.flow == Split(layers=2)
+    assert deck.train.batch_at(5) == 32
+    assert deck.sampler_spec("hmc").chains == 16
+    assert deck.sampler_spec("flow").block > 0  # no table: defaults
+
+
+def test_resolved_deck_reads_back(write, tmp_path):
+    deck = Deck.read(write())
+    (tmp_path / "resolved.toml").write_text(deck.toml())
+    assert Deck.read(tmp_path / "resolved.toml") == deck
+    assert "sines = 6" in deck.toml()  # defaults are spelt out
+
+
+def test_overrides(write):
+    deck = Deck.read(write(), ["train.steps=500", "target.lam=7.5", "name=other", "train.estimator=reparametrised"])
+    assert (deck.train.steps, deck.target.lam, deck.name, deck.train.estimator) == (500, 7.5, "other", "reparametrised")
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("lam = 8.0", "lambda = 8.0", "lam: missing.*lambda: unknown key; did you mean 'lam'"),
+        ("m2 = -4.0\n", "", "m2: missing"),
+        ("lam = 8.0", "lam = -8.0", "expected lam > 0"),
+        ('kind = "phi4"', 'kind = "phi5"', "unknown target 'phi5'; did you mean 'phi4'"),
+        ('kind = "phi4"\n', "", "'kind' is missing"),
+        ('kind = "split"', 'kind = "splt"', "did you mean 'split'"),
+        ("layers = 2", "layer = 2", "did you mean 'layers'"),
+        ("steps = 10", "step = 10", "did you mean 'steps'"),
+        ("[sampler.hmc]", "[sampler.hcm]", "unknown sampler 'hcm'; did you mean 'hmc'"),
+        ("chains = 16", "chain = 16", "did you mean 'chains'"),
+        ("seed = 3\n", "", "seed: missing"),
+        ("seed = 3", "sed = 3", "did you mean 'seed'"),
+        ("[train]", "[trian]", "did you mean 'train'"),
+        ('name = "test"', 'name = "a/b"', "name"),
+        ("seed = 3", "seed = ", "not valid TOML"),
+        ('[flow]\nkind = "split"\nlayers = 2\n', "", r"\[train\] but no \[flow\]"),
+        ("shape = [4, 4]", "shape = 4", "shape"),
+    ],
+)
+def test_bad_decks_name_the_key(write, old, new, message):
+    with pytest.raises(InputError, match=message):
+        Deck.read(write(old=old, new=new))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InputError, match="cannot read deck"):
+        Deck.read(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("item", ["train.steps", "=3", "seed.deep=3"])
+def test_bad_overrides(write, item):
+    with pytest.raises(InputError, match="--set"):
+        Deck.read(write(), [item])
+
+
+def test_run_folder(write, tmp_path):
+    deck = Deck.read(write())
+    run = Run.create(deck, tmp_path / "run")
+    assert Run.open(tmp_path / "run").deck == deck
+    with pytest.raises(InputError, match="exists; nothing was changed"):
+        Run.create(deck, tmp_path / "run")
+    run.require_same(deck)
+    with pytest.raises(InputError, match=r"target.lam: 8.0, now 7.0"):
+        run.require_same(Deck.read(write(), ["target.lam=7.0"]))
+    with pytest.raises(InputError, match="not a run folder"):
+        Run.open(tmp_path / "elsewhere")
