@@ -10,9 +10,10 @@ from ..files import write_atomic, write_text
 from ..observables import observables
 from ..run import Run
 from ..targets import targets
+from ..training.log import read as read_log
 from . import plots
 from .measure import TAU, Row, console, estimates, notes, virial_check
-from .quality import Figure, quality, read_log
+from .quality import ORDER, Figure, quality
 from .report import Table, page
 from .series import Series
 
@@ -66,11 +67,12 @@ class Comparison:
         return Table("Integrated autocorrelation times", ["τ_int", *self.samplers], body, [TAU])
 
     def _qualities(self) -> Table:
-        labels = {key: figure.label for found in self.quality.values() for key, figure in found.items()}
-        body = [
-            [label, *(found[key].text if key in found else "-" for found in self.quality.values())]
-            for key, label in labels.items()
-        ]
+        tables = list(self.quality.values())
+        body = []
+        for key in ORDER:
+            labels = [found[key].label for found in tables if key in found]
+            if labels:
+                body.append([labels[0], *(found[key].text if key in found else "-" for found in tables)])
         return Table(
             "Quality and cost",
             ["", *self.samplers],
@@ -124,7 +126,7 @@ def compare_run(run: Path | str, samplers: Sequence[str] = ("flow", "hmc")) -> C
         )
     opened = Run.open(run)
     all_series = {name: Series.open(opened, name) for name in names}
-    log = read_log(opened.log)
+    log = read_log(opened.log) if opened.log.is_file() else []
     result = compare_series(opened, all_series, log)
     out = console()
     for table in result.tables():
@@ -144,7 +146,10 @@ def compare_series(run: Run, all_series: dict[str, Series], log: list[dict]) -> 
     return Comparison(
         run,
         rows,
-        {name: quality(s, rows[name], spent if s.trained else None) for name, s in all_series.items()},
+        {
+            name: quality(s, rows[name], spent if s.ensemble.weights else None)
+            for name, s in all_series.items()
+        },
         {name: virial_check(found, volume) for name, found in rows.items() if "virial" in found},
     )
 
@@ -174,7 +179,7 @@ def _plots(
         for name, series in all_series.items()
         if series.log_w is not None
     }
-    trained = [name for name, series in all_series.items() if series.trained]
+    trained = [name for name, series in all_series.items() if series.ensemble.weights]
     if log and trained:
         log_z = weights[trained[0]][1].log_z if trained[0] in weights else None
         drawn["training"] = plots.training(log, log_z), "Training: loss and effective sample size."

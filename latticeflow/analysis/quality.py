@@ -1,14 +1,29 @@
 """What is quoted of a sampler beside its observables: acceptance, ESS, log Z, HMC's checks, and the cost."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
-from ..correction import CorrectionSummary
-from ..errors import StatisticsError, StoreError
+from ..errors import StatisticsError
 from ..statistics import mean
 from .measure import Row, bracket, problem
 from .series import Series
+
+# Every figure there is, in the order of a table.
+ORDER = (
+    "draws",
+    "acceptance",
+    "smallest_acceptance",
+    "longest_rejection_run",
+    "exp_minus_dh",
+    "ess",
+    "largest_share",
+    "log_z",
+    "seconds",
+    "start_seconds",
+    "training_seconds",
+    "independent",
+    "cost",
+    "cost_with_start",
+)
 
 
 @dataclass(frozen=True)
@@ -37,13 +52,14 @@ def _figure(label: str, value: float, error: float | None = None, form: str = "{
 
 
 def _weights(series: Series) -> dict[str, Figure]:
-    summary: CorrectionSummary = series.summary
+    summary = series.summary
+    if summary is None:
+        return {}
     weights = summary.weights
-    label = f"ESS / N at N = {weights.n:,}"
     return {
-        "acceptance": _figure("Metropolis acceptance", summary.acceptance),
+        "acceptance": _figure("acceptance", summary.acceptance),
         "longest_rejection_run": _figure("longest run of rejections", summary.longest, form="{:.0f}"),
-        "ess": _figure(label, weights.ess, weights.ess_error),
+        "ess": _figure(f"ESS / N at N = {weights.n:,}", weights.ess, weights.ess_error),
         "log_z": _figure("log Z", weights.log_z, weights.log_z_error),
         "largest_share": _figure("largest weight's share", weights.largest_share, form="{:.2g}"),
     }
@@ -51,7 +67,7 @@ def _weights(series: Series) -> dict[str, Figure]:
 
 def _chains(series: Series) -> dict[str, Figure]:
     found = {}
-    for key, label in (("acceptance", "acceptance"), ("exp_dH", "⟨exp(−dH)⟩")):
+    for key, label in (("acceptance", "acceptance"), ("exp_minus_dh", "⟨exp(−dH)⟩")):
         values = series.info(key)
         if values is None:
             continue
@@ -60,9 +76,10 @@ def _chains(series: Series) -> dict[str, Figure]:
             found[key] = _figure(label, one.value, one.error)
         except StatisticsError as error:
             found[key] = Figure(label, problem(error))
-    smallest = series.smallest_acceptance
+    smallest = series.info("smallest_acceptance")
     if smallest is not None:
-        found["smallest_acceptance"] = _figure("smallest acceptance of a chain", smallest)
+        worst = float(smallest[:, -1].min())  # the last step of a stream speaks for all before it
+        found["smallest_acceptance"] = _figure("smallest acceptance of a chain", worst)
     return found
 
 
@@ -72,7 +89,8 @@ def _cost(series: Series, rows: dict[str, Row], training_seconds: float | None) 
     `N / (2 tau_int) = sigma^2 / error^2`, which also holds for the average over interacting walkers, sigma
     being that of one walker.
     """
-    drawing, start = series.ensemble.seconds, series.start_seconds
+    drawing = series.ensemble.seconds
+    start = None if series.independent else series.ensemble.start_seconds
     found = {"seconds": _figure("drawing  [core s]", drawing, form="{:.1f}")}
     if start is not None:
         found["start_seconds"] = _figure("thermalisation and tuning  [core s]", start, form="{:.1f}")
@@ -89,22 +107,3 @@ def _cost(series: Series, rows: dict[str, Row], training_seconds: float | None) 
     extra = (start or 0.0) + (training_seconds or 0.0)
     label = "the same with training and thermalisation  [s]"
     return found | {"cost_with_start": _figure(label, (drawing + extra) / n, form="{:.3g}")}
-
-
-def read_log(path: Path) -> list[dict]:
-    """Lines of train.jsonl; a last line without its end, as a kill leaves it, is not there yet.
-
-    Raises `StoreError` for any other line that is not JSON.
-    """
-    if not path.is_file():
-        return []
-    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
-    lines = []
-    for number, line in enumerate(whole, 1):
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise StoreError(
-                f"{path}, line {number} is not JSON ({error}); the training log is damaged"
-            ) from None
-    return lines
