@@ -36,7 +36,9 @@ def main() -> None:
         rows[name] = (flow, steps, seconds, quality(flow, target, args.draws))
     rates = speed([FlowSampler(target, row[0]) for row in rows.values()])
 
-    print(f"phi4 8x8, m2 = -4, lam = 8; {args.seconds:.0f} s of training each, one thread; ESS at N = {args.draws:,}")
+    print(
+        f"phi4 8x8, m2 = -4, lam = 8; {args.seconds:.0f} s of training each, one thread; ESS at N = {args.draws:,}"
+    )
     products = {}
     for (name, (flow, steps, seconds, s)), rate in zip(rows.items(), rates):
         products[name] = s.ess * rate

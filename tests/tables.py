@@ -17,7 +17,11 @@ TARGETS = {
         Phi4(shape=(2, 3, 4), m2=-1.0, lam=0.7),
         Phi4(shape=(2, 2, 4, 3), m2=0.0, lam=2.0),
     ],
-    "free": [FreeField(shape=(5,), m2=0.3), FreeField(shape=(4, 6), m2=1.0), FreeField(shape=(2, 3, 4, 2), m2=2.0)],
+    "free": [
+        FreeField(shape=(5,), m2=0.3),
+        FreeField(shape=(4, 6), m2=1.0),
+        FreeField(shape=(2, 3, 4, 2), m2=2.0),
+    ],
 }
 
 FLOWS = {

@@ -54,8 +54,15 @@ def test_resolved_deck_reads_back(write, tmp_path):
 
 
 def test_overrides(write):
-    deck = Deck.read(write(), ["train.steps=500", "target.lam=7.5", "name=other", "train.estimator=reparametrised"])
-    assert (deck.train.steps, deck.target.lam, deck.name, deck.train.estimator) == (500, 7.5, "other", "reparametrised")
+    deck = Deck.read(
+        write(), ["train.steps=500", "target.lam=7.5", "name=other", "train.estimator=reparametrised"]
+    )
+    assert (deck.train.steps, deck.target.lam, deck.name, deck.train.estimator) == (
+        500,
+        7.5,
+        "other",
+        "reparametrised",
+    )
 
 
 @pytest.mark.parametrize(

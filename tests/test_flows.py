@@ -1,6 +1,5 @@
 """Every flow: exact density, symmetry where promised, gradients everywhere, save and load."""
 
-
 import pytest
 import torch
 from tables import FLOWS, field, rng, scramble

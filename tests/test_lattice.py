@@ -12,7 +12,9 @@ def group_elements(lattice):
     return list(lattice.point_group())
 
 
-@pytest.mark.parametrize("shape, order", [((5,), 2), ((8, 8), 8), ((8, 16), 4), ((4, 4, 4), 48), ((2, 4, 4, 6), 32)])
+@pytest.mark.parametrize(
+    "shape, order", [((5,), 2), ((8, 8), 8), ((8, 16), 4), ((4, 4, 4), 48), ((2, 4, 4, 6), 32)]
+)
 def test_point_group_is_that_of_the_shape(shape, order):
     assert len(group_elements(Lattice(shape))) == order
 

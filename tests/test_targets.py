@@ -44,7 +44,9 @@ def test_action_under_every_symmetry(target):
     for mu in range(target.lattice.dim):
         torch.testing.assert_close(target.action(target.lattice.shift(x, mu)), action, rtol=1e-12, atol=0)
     for order, flips in target.lattice.point_group():
-        torch.testing.assert_close(target.action(target.lattice.transform(x, order, flips)), action, rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            target.action(target.lattice.transform(x, order, flips)), action, rtol=1e-12, atol=0
+        )
 
 
 @pytest.mark.parametrize("target", ALL)

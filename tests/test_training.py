@@ -12,15 +12,19 @@ from latticeflow.flows import Affine, Flow, Spectrum, Split
 from latticeflow.lattice import Lattice
 from latticeflow.statistics.weights import summarise_weights
 from latticeflow.targets import FreeField, Phi4
-from latticeflow.training import TrainSettings, evaluate, train
+from latticeflow.training import TrainSettings, evaluate, log, train
 from latticeflow.training import checkpoint as ckpt
-from latticeflow.training import log
 from latticeflow.training.loss import ESTIMATORS, path, reparametrised
 
 PHI4 = Phi4(shape=(4, 4), m2=-4.0, lam=8.0)
 SPEC = Split(layers=2, sines=2, site_sines=2)
 SETTINGS = TrainSettings(
-    steps=12, batch=((0.0, 16), (0.5, 32)), warmup=3, evaluate_every=6, evaluate_draws=1024, checkpoint_every=4
+    steps=12,
+    batch=((0.0, 16), (0.5, 32)),
+    warmup=3,
+    evaluate_every=6,
+    evaluate_draws=1024,
+    checkpoint_every=4,
 )
 
 
@@ -69,7 +73,9 @@ def test_training_a_free_field_finds_its_spectrum(estimator):
     free = FreeField(shape=(4, 4), m2=0.5)
     flow = Flow(Spectrum(free.lattice, 4.0), [])
     before = evaluate(flow, free, 4096, rng(46))
-    settings = TrainSettings(steps=300, batch=64, lr=3e-2, warmup=1, estimator=estimator, evaluate_every=300, evaluate_draws=4096)
+    settings = TrainSettings(
+        steps=300, batch=64, lr=3e-2, warmup=1, estimator=estimator, evaluate_every=300, evaluate_draws=4096
+    )
     after = train(flow, free, settings, seed=5)
     assert before.ess < 0.7 and after.ess > 0.99
     assert abs(after.log_z - free.log_z) < 4 * after.log_z_error
@@ -146,7 +152,9 @@ def test_nan_stops_and_names_the_last_good_checkpoint(tmp_path):
 
 def test_exploding_loss_stops():
     flow = Affine(layers=4, hidden=(4,)).build(Lattice((4, 4)), 1)
-    settings = TrainSettings(steps=500, lr=3.0, warmup=0, clip=1e9, evaluate_draws=1024, estimator="reparametrised")
+    settings = TrainSettings(
+        steps=500, lr=3.0, warmup=0, clip=1e9, evaluate_draws=1024, estimator="reparametrised"
+    )
     with pytest.raises(TrainingDiverged, match="none yet"):
         train(flow, PHI4, settings, seed=3)
 
@@ -161,7 +169,14 @@ def test_schedules():
 
 
 @pytest.mark.parametrize(
-    "values", [dict(steps=0), dict(steps=5, lr=-1.0), dict(steps=5, batch=0), dict(steps=5, batch=((0.5, 3),)), dict(step=5)]
+    "values",
+    [
+        dict(steps=0),
+        dict(steps=5, lr=-1.0),
+        dict(steps=5, batch=0),
+        dict(steps=5, batch=((0.5, 3),)),
+        dict(step=5),
+    ],
 )
 def test_bad_settings(values):
     with pytest.raises(InputError):

@@ -24,9 +24,12 @@ def smooth_even_spectrum(shape):
 def transforms():
     """(name, forward, inverse, shape)."""
     s, t = field((3, 2), 11, n=1), field((3, 2), 12, n=1)
-    yield "affine", lambda x: affine(x, t.expand_as(x), s.expand_as(x)), lambda y: affine_inverse(
-        y, t.expand_as(y), s.expand_as(y)
-    ), (3, 2)
+    yield (
+        "affine",
+        lambda x: affine(x, t.expand_as(x), s.expand_as(x)),
+        lambda y: affine_inverse(y, t.expand_as(y), s.expand_as(y)),
+        (3, 2),
+    )
     yield "sine", lambda x: sine_map(x, *SINE), lambda y: sine_map_inverse(y, *SINE), (5,)
     for shape in [(5,), (4, 6), (2, 3, 4)]:
         a = smooth_even_spectrum(shape)
@@ -46,7 +49,9 @@ CASES = [pytest.param(*case[1:], id=case[0]) for case in transforms()]
 
 def jacobian_log_det(f, x):
     size = x[0].numel()
-    jacobian = torch.autograd.functional.jacobian(lambda v: f(v.view(1, *x.shape[1:]))[0].flatten(), x[0].flatten())
+    jacobian = torch.autograd.functional.jacobian(
+        lambda v: f(v.view(1, *x.shape[1:]))[0].flatten(), x[0].flatten()
+    )
     return torch.linalg.slogdet(jacobian.view(size, size))[1]
 
 
@@ -58,9 +63,14 @@ def test_round_trip_and_log_det(forward, inverse, shape):
     torch.testing.assert_close(back, x, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(log_det_inverse, -log_det, rtol=1e-10, atol=1e-10)
     for i in range(len(x)):
-        torch.testing.assert_close(log_det[i].detach(), jacobian_log_det(forward, x[i : i + 1]), rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(
-            log_det_inverse[i].detach(), jacobian_log_det(inverse, y[i : i + 1].detach()), rtol=1e-9, atol=1e-9
+            log_det[i].detach(), jacobian_log_det(forward, x[i : i + 1]), rtol=1e-10, atol=1e-10
+        )
+        torch.testing.assert_close(
+            log_det_inverse[i].detach(),
+            jacobian_log_det(inverse, y[i : i + 1].detach()),
+            rtol=1e-9,
+            atol=1e-9,
         )
 
 

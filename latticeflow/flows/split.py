@@ -57,7 +57,9 @@ class SplitLayer(Layer):
         self.kernel = nn.Parameter(torch.zeros(2, 1 + sines, len(labels)))
         # distinct starting frequencies, from well below to above the inverse size of typical fields
         jitter = torch.from_numpy(rng.uniform(0.9, 1.1, (2, sines)))
-        self.log_w = nn.Parameter((torch.linspace(0.7, 4.0, sines, dtype=torch.float64) * jitter).log().float())
+        self.log_w = nn.Parameter(
+            (torch.linspace(0.7, 4.0, sines, dtype=torch.float64) * jitter).log().float()
+        )
         self.log_slope = nn.Parameter(torch.zeros(()))
         self.strength = nn.Parameter(torch.zeros(site_sines))
         self.log_site_w = nn.Parameter(torch.linspace(0.7, 4.0, site_sines).log())

@@ -66,7 +66,11 @@ def train_run(
             )
         except KeyboardInterrupt:
             raise Stopped(f"training stopped; go on with: latticeflow train {run.path} --resume") from None
-    console.print(f"{run.path}: {summary if summary else 'was trained already; nothing to do'}", soft_wrap=True, highlight=False)
+    console.print(
+        f"{run.path}: {summary if summary else 'was trained already; nothing to do'}",
+        soft_wrap=True,
+        highlight=False,
+    )
     return run
 
 

@@ -41,7 +41,10 @@ def save_checkpoint(
         for index, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
-    save_file({k: v.detach().cpu().contiguous() for k, v in flow.state_dict().items()}, temporary / "flow.safetensors")
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in flow.state_dict().items()},
+        temporary / "flow.safetensors",
+    )
     save_file(tensors, temporary / "optimizer.safetensors")
     text = json.dumps({"format": FORMAT, "step": step, **state}, indent=1)
     (temporary / "state.json").write_text(text, encoding="utf-8")
