@@ -1,15 +1,18 @@
 """Samplers by name. A new one is one file here whose settings carry `@samplers.add(name)`."""
 
 from .base import Draws, Sampler, SamplerSpec, State, samplers
-from .flow import FlowSampler, FlowSamplerSpec
+from .emcee import EmceeSampler, EmceeSpec
+from .exact import ExactSampler, ExactSpec
 from .hmc import HMC, HMCSpec
 from .integrators import check_reversibility, trajectory
 
 __all__ = [
     "HMC",
     "Draws",
-    "FlowSampler",
-    "FlowSamplerSpec",
+    "EmceeSampler",
+    "EmceeSpec",
+    "ExactSampler",
+    "ExactSpec",
     "HMCSpec",
     "Sampler",
     "SamplerSpec",

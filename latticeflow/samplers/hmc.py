@@ -15,28 +15,33 @@ from ..random import normal
 from ..targets import Target
 from .base import DTYPES, Draws, Sampler, SamplerSpec, State, samplers
 from .integrators import hamiltonian, trajectory
-from .tuning import thermalise, tune
+from .tuning import Tuning
+
+# Width of the start. Narrow on purpose: a hot start has forces far beyond equilibrium's, and single chains
+# then stay stuck for long while the mean acceptance looks well.
+START = 0.1
 
 
 @samplers.add("hmc")
 class HMCSpec(SamplerSpec):
-    """Settings of HMC. One stored configuration of each chain is a step.
+    """Settings of HMC. A step is one stored configuration of every chain.
 
-    `chains`: chains of one stream, moved in one batch. `streams`: independent streams. `block`: configurations
-    per block, a multiple of `chains`. `thin`: trajectories per step. `thermalisation`: trajectories before the first
-    draw, at least; tuning takes some more. `acceptance`: what the step size is tuned to. `step` and `length`:
-    a fixed step size and trajectory length, both or neither, and then nothing is tuned. `jitter`: each trajectory's
-    step is uniform in `step (1 +- jitter)`, so that no mode of a nearly free field comes back to where it was.
-    `threads`: CPU threads of torch, part of what the numbers depend on.
+    `chains`: chains of one stream, moved in one batch. `streams`: independent streams. `block`:
+    configurations per block, a multiple of `chains`. `thin`: trajectories per step. `thermalisation`:
+    trajectories before the first draw, at least; tuning takes some more. `acceptance`: what the step size
+    is tuned to. `step` and `length`: a fixed step size and trajectory length, both or neither, and then
+    nothing is tuned. `jitter`: the step size of a trajectory is uniform in `step (1 +- jitter)`, so that no
+    mode of a nearly free field comes back to where it was. `threads`: CPU threads of torch, part of what
+    the numbers depend on.
     """
 
-    chains: int = Field(64, ge=1)
+    chains: int = Field(128, ge=1)
     streams: int = Field(8, ge=1)
     block: int = Field(8192, ge=1)
     thin: int = Field(1, ge=1)
     integrator: Literal["omelyan", "leapfrog"] = "omelyan"
-    thermalisation: int = Field(1000, ge=100)
-    acceptance: float = Field(0.8, gt=0.1, lt=0.999)
+    thermalisation: int = Field(500, ge=100)
+    acceptance: float = Field(0.85, gt=0.1, lt=0.999)
     step: float | None = Field(None, gt=0)
     length: float | None = Field(None, gt=0)
     jitter: float = Field(0.1, ge=0, lt=1)
@@ -46,8 +51,8 @@ class HMCSpec(SamplerSpec):
     def model_post_init(self, context) -> None:
         if self.block % self.chains:
             raise InputError(
-                f"hmc: block = {self.block} is not a multiple of chains = {self.chains}; every chain makes as "
-                f"many steps: expected for example block = {max(1, self.block // self.chains) * self.chains}"
+                f"hmc: block = {self.block} is not a multiple of chains = {self.chains}; every chain makes "
+                f"as many steps, so expected e.g. block = {max(1, self.block // self.chains) * self.chains}"
             )
         if (self.step is None) != (self.length is None):
             raise InputError("hmc: one of step and length is given; expected both (fixed) or neither (tuned)")
@@ -80,13 +85,13 @@ def accept(dh: Tensor, u: Tensor) -> Tensor:
 class HMC(Sampler):
     """HMC for any target with `force`. Per trajectory: p ~ N(0, 1), integrate, accept with `min(1, exp(-dH))`.
 
-    `dH = H(new) - H(old)`, H in float64 whatever the precision of x. `Draws.info`, per step: `acceptance` and
-    `exp_minus_dh` (whose mean is 1, Creutz's equality), averaged over chains; `smallest_acceptance`, the
+    `dH = H(new) - H(old)`, H in float64 whatever the precision of x. `Draws.info`, per step: `acceptance`
+    and `exp_minus_dh` (whose mean is 1, Creutz's equality), averaged over chains; `smallest_acceptance`, the
     smallest of any chain's since tuning: a mean of 0.9 can hide a chain that is stuck.
 
-    State: `x`, `log_prob`, `step`, `n_steps` (frozen by tuning), `accepted` per chain and `trajectories` since tuning.
-    The tuning measures cost in force evaluations, not seconds: seconds depend on the machine's load, and
-    the same arguments must give the same bytes.
+    State: `x`, `log_prob`, `step`, `n_steps` (frozen by tuning), `accepted` per chain and `trajectories`
+    since tuning. The tuning measures cost in force evaluations, not seconds: seconds depend on the machine's
+    load, and the same arguments must give the same bytes.
     """
 
     def __init__(self, target: Target, spec: HMCSpec, device: str = "cpu"):
@@ -95,19 +100,20 @@ class HMC(Sampler):
         self.dtype = DTYPES[spec.precision]
 
     def start(self, stream: int, rng: np.random.Generator) -> State:
-        """A thermalised, tuned state, from x ~ N(0, 1). Raises `StatisticsError` where a chain stays stuck."""
+        """A thermalised, tuned state. Raises `StatisticsError` where a chain stays stuck."""
         spec = self.spec
         with _threads(spec.threads), torch.no_grad():
-            x = normal(rng, (self.chains, *self.target.event_shape), dtype=self.dtype, device=self.device)
-            log_prob = self.target.log_prob(x.double())
+            shape = (self.chains, *self.target.event_shape)
+            x = START * normal(rng, shape, dtype=self.dtype, device=self.device)
+            chains = Tuning(self, x, rng)
             if spec.step is None or spec.length is None:
-                x, log_prob, step, n_steps = tune(self.update, x, log_prob, rng, spec)
+                step, n_steps = chains.tune()
             else:
                 step, n_steps = spec.step, max(1, round(spec.length / spec.step))
-                x, log_prob = thermalise(self.update, x, log_prob, rng, step, n_steps, spec.thermalisation)
+                chains.thermalise(step, n_steps, spec.thermalisation)
         return {
-            "x": x.cpu().numpy(),
-            "log_prob": log_prob.cpu().numpy(),
+            "x": chains.x.cpu().numpy(),
+            "log_prob": chains.log_prob.cpu().numpy(),
             "step": np.array(step),
             "n_steps": np.array(n_steps),
             "accepted": np.zeros(self.chains, dtype=np.int64),

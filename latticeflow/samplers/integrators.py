@@ -24,8 +24,8 @@ def trajectory(
     With A moving x and B moving p, eps = step, a step is
 
     leapfrog: `exp(eps/2 A) exp(eps B) exp(eps/2 A)`;
-    omelyan: `exp(l eps A) exp(eps/2 B) exp((1 - 2l) eps A) exp(eps/2 B) exp(l eps A)`, l = 0.1931833275037836,
-    the second-order scheme of minimum norm (Omelyan, Mryglod, Folk, CPC 146 (2002) 188).
+    omelyan: `exp(l eps A) exp(eps/2 B) exp((1 - 2l) eps A) exp(eps/2 B) exp(l eps A)`,
+    l = 0.1931833275037836, the second-order scheme of minimum norm (Omelyan, Mryglod, Folk, CPC 146, 188).
 
     Positions move first: slightly better, and no force is left over at the ends (Takaishi and de Forcrand,
     hep-lat/0505020). Both are reversible, preserve volume and err by eps^2. Neighbouring moves of x are one.
