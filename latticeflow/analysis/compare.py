@@ -104,7 +104,7 @@ class Comparison:
 
 
 def _row_json(row: Row) -> dict:
-    if row.problem:
+    if row.problem or row.tau is None:
         return {"value": None, "error": None, "problem": row.problem, "reason": row.reason}
     found = {"value": row.value, "error": row.error, "tau_int": row.tau.value, "tau_int_error": row.tau.error}
     if row.reweighted:
@@ -141,7 +141,6 @@ def compare_run(run: Path | str, samplers: Sequence[str] = ("flow", "hmc")) -> C
 def compare_series(run: Run, all_series: dict[str, Series], log: list[dict]) -> Comparison:
     """The numbers of a comparison, nothing printed or written."""
     rows = {name: estimates(series) for name, series in all_series.items()}
-    volume = run.deck.target.lattice.volume  # type: ignore[attr-defined]
     spent = next((float(line["seconds"]) for line in reversed(log) if "seconds" in line), None)
     return Comparison(
         run,
@@ -150,7 +149,11 @@ def compare_series(run: Run, all_series: dict[str, Series], log: list[dict]) -> 
             name: quality(s, rows[name], spent if s.ensemble.weights else None)
             for name, s in all_series.items()
         },
-        {name: virial_check(found, volume) for name, found in rows.items() if "virial" in found},
+        {
+            name: virial_check(found, all_series[name].volume)
+            for name, found in rows.items()
+            if "virial" in found
+        },
     )
 
 
@@ -160,13 +163,20 @@ def write_comparison(result: Comparison, all_series: dict[str, Series], log: lis
     folder.mkdir(exist_ok=True)
     drawn = _plots(result, all_series, log)
     for name, (png, _) in drawn.items():
-        write_atomic(folder / f"{name}.png", lambda temporary, png=png: temporary.write_bytes(png))
+        _save(folder / f"{name}.png", png)
     deck = result.run.deck
     title = f"{deck.name}: {' and '.join(result.samplers)}"
     settings = ", ".join(f"{key} = {value}" for key, value in targets.table(deck.target).items())
     write_text(folder / "compare.html", page(title, settings, result.tables(), drawn, deck.toml()))
     write_text(folder / "compare.json", json.dumps(result.as_json(), indent=1, allow_nan=False))
     return folder
+
+
+def _save(path: Path, png: bytes) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(png)
+
+    write_atomic(path, write)
 
 
 def _plots(
@@ -177,7 +187,7 @@ def _plots(
     weights = {
         name: (series.log_w, series.summary.weights)
         for name, series in all_series.items()
-        if series.log_w is not None
+        if series.log_w is not None and series.summary is not None
     }
     trained = [name for name, series in all_series.items() if series.ensemble.weights]
     if log and trained:

@@ -78,14 +78,14 @@ def estimate(series: Series, name: str) -> Row:
     try:
         if reason := observable.missing(series.target):
             return Row(observable, problem="none here", reason=reason)
-        return (
-            _primary(series, observable) if isinstance(observable, Primary) else _derived(series, observable)
-        )
+        if isinstance(observable, Derived):
+            return _derived(series, observable)
+        return _primary(series, observable)
     except StatisticsError as error:
         return Row(observable, problem=problem(error), reason=str(error))
 
 
-def _primary(series: Series, observable: Primary) -> Row:
+def _primary(series: Series, observable: Observable) -> Row:
     name = observable.name
     found = mean(series[name])
     return Row(
@@ -208,5 +208,5 @@ def measure_run(run: Path | str, sampler: str = "flow") -> dict[str, Row]:
     if series.left_out:
         out.print(f"{series.left_out:,} draws of streams longer than the shortest are not used")
     if "virial" in rows:
-        out.print(virial_check(rows, series.target.lattice.volume))
+        out.print(virial_check(rows, series.volume))
     return rows

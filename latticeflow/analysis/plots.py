@@ -5,6 +5,7 @@ Colours are those of Okabe and Ito, told apart by the colour-blind; samplers als
 
 import io
 from functools import wraps
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,7 +16,7 @@ from ..statistics import WeightSummary, autocorrelation, tau_int
 from .measure import Row, bracket, profile
 from .series import Series
 
-STYLE = {
+STYLE: Any = {
     "font.size": 11,
     "font.family": "STIXGeneral",
     "mathtext.fontset": "stix",
@@ -41,7 +42,9 @@ def styled(draw):
 
     @wraps(draw)
     def png(*args, **kwargs) -> bytes:
-        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(STYLE)
             out = io.BytesIO()
             draw(*args, **kwargs).savefig(out, format="png")
             return out.getvalue()
@@ -55,8 +58,10 @@ def training(log: list[dict], log_z: float | None = None) -> Figure:
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     above, below = figure.subplots(2, sharex=True)
     step, loss = np.array([(line["step"], line["loss"]) for line in log if "loss" in line]).T
-    above.plot(step, loss, color=COLOURS[0], alpha=0.35, linewidth=0.7)
     width = max(1, len(loss) // 50)
+    above.plot(
+        step, loss, color=COLOURS[0], alpha=1 if width == 1 else 0.35, marker="." if width == 1 else None
+    )
     if width > 1:
         smooth = np.convolve(loss, np.full(width, 1 / width), "valid")
         label = rf"mean of {width} lines of the log"

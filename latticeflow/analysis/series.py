@@ -4,6 +4,7 @@
 once and never changed; it counts only for the ensemble, block and version of the observables that it names.
 """
 
+import math
 from functools import cached_property
 from pathlib import Path
 
@@ -52,6 +53,11 @@ class Series:
                 f"  latticeflow sample {run.path} --sampler {sampler} --draws 65536"
             )
         return cls(Ensemble.open(path), run.deck.target)
+
+    @property
+    def volume(self) -> int:
+        """V, the number of components of one configuration."""
+        return math.prod(self.target.event_shape)
 
     @property
     def independent(self) -> bool:

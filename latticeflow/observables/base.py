@@ -115,14 +115,13 @@ def measure(target: Target, x: Tensor | np.ndarray, *names: str) -> dict[str, np
     Default: all that exist on `target`. Computed in float64 whatever the precision of x. Raises `InputError`
     for an unknown or derived name, for one that does not exist on this target, and for a wrong shape of x.
     """
-    chosen = [observables.find(name) for name in names] if names else observables.of(target)
-    if not names:
-        chosen = [one for one in chosen if isinstance(one, Primary)]
-    for one in chosen:
+    chosen = [one for one in observables.of(target) if isinstance(one, Primary) and not names]
+    for one in map(observables.find, names):
         if not isinstance(one, Primary):
             raise InputError(f"'{one.name}' is a function of means, not of a configuration; {one.formula}")
         if reason := one.missing(target):
             raise InputError(f"'{one.name}' does not exist here: {reason}")
+        chosen.append(one)
     x = torch.as_tensor(x)
     if x.shape[1:] != target.event_shape:
         raise InputError(

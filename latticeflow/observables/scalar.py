@@ -90,7 +90,8 @@ def action(target: LatticeTarget, x: Tensor) -> Tensor:
 def ising_energy(target: LatticeTarget, x: Tensor) -> Tensor:
     """`E = D^{-1} sum_mu V^{-1} sum_s phi(s) phi(s + mu)`, all D directions, `[n]`."""
     lattice = target.lattice
-    return sum((x * lattice.shift(x, mu)).flatten(1).mean(1) for mu in range(lattice.dim)) / lattice.dim
+    bonds = [(x * lattice.shift(x, mu)).flatten(1).mean(1) for mu in range(lattice.dim)]
+    return torch.stack(bonds).mean(0)
 
 
 @observables.primary("virial", "⟨Σ φ dS/dφ⟩", r"\langle \sum \phi\, dS/d\phi \rangle", _scalar)
@@ -134,7 +135,7 @@ def two_point(target: LatticeTarget, x: Tensor) -> Tensor:
     """`G(r) = V^{-1} sum_s phi(s) phi(s + r mu)`, r = 0 ... L - 1, mean over time directions, `[n, L]`."""
     side, directions, lattice = max(target.shape), time_directions(target), target.lattice
     columns = [
-        sum((x * lattice.shift(x, mu, r)).flatten(1).mean(1) for mu in directions) / len(directions)
+        torch.stack([(x * lattice.shift(x, mu, r)).flatten(1).mean(1) for mu in directions]).mean(0)
         for r in range(side // 2 + 1)
     ]
     return _unfold(columns, side)
