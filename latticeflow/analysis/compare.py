@@ -45,7 +45,7 @@ class Comparison:
         first, *others = self.samplers
         headings = ["", first]
         for other in others:
-            headings += [other, f"({first} − {other})/σ" if len(others) > 1 else "pull"]
+            headings += [other, "pull"]
         body = []
         for name in self._names():
             row = self.rows[first][name]
@@ -54,7 +54,8 @@ class Comparison:
                 pull = self.pull(name, other)
                 cells += [self.rows[other][name].text, "-" if pull is None else f"{pull:+.2f}"]
             body.append(cells)
-        lines = [f"{sampler}: {self.virial[sampler]}" for sampler in self.samplers if sampler in self.virial]
+        lines = [f"pull = ({first} − other) / σ"]
+        lines += [f"{sampler}: {self.virial[sampler]}" for sampler in self.samplers if sampler in self.virial]
         lines += [f"{sampler}: {note}" for sampler, rows in self.rows.items() for note in notes(rows)]
         return Table("Observables", headings, body, lines)
 
@@ -165,7 +166,7 @@ def write_comparison(result: Comparison, all_series: dict[str, Series], log: lis
     for name, (png, _) in drawn.items():
         _save(folder / f"{name}.png", png)
     deck = result.run.deck
-    title = f"{deck.name}: {' and '.join(result.samplers)}"
+    title = f"{deck.name}: {', '.join(result.samplers)}"
     settings = ", ".join(f"{key} = {value}" for key, value in targets.table(deck.target).items())
     write_text(folder / "compare.html", page(title, settings, result.tables(), drawn, deck.toml()))
     write_text(folder / "compare.json", json.dumps(result.as_json(), indent=1, allow_nan=False))

@@ -100,11 +100,11 @@ def _derived(series: Series, observable: Derived) -> Row:
     arrays = {name: series[name] for name in observable.needs}
     direction = linearised(f, arrays)
     if not np.isfinite(direction).all():
-        raise StatisticsError(f"{observable.symbol}: {observable.undefined}; draw more")
+        raise StatisticsError(f"{observable.undefined}; draw more")
     tau = tau_int(direction)
     value, error = jackknife(f, arrays, tau=tau.value)
     if not np.isfinite(error):
-        raise StatisticsError(f"{observable.symbol}: {observable.undefined} in a jackknife bin; draw more")
+        raise StatisticsError(f"{observable.undefined} in a jackknife bin; draw more")
     return Row(observable, float(value), float(error), tau, _reweighted(series, observable.needs, f))
 
 
@@ -173,8 +173,15 @@ def virial_check(rows: dict[str, Row], volume: int) -> str:
 
 
 def notes(rows: dict[str, Row]) -> list[str]:
-    """Reasons of all rows without an estimate, one line each."""
-    return [f"{row.observable.symbol}: {row.problem}: {row.reason}" for row in rows.values() if row.problem]
+    """Why rows have no estimate, one line for each kind of problem, with the first row's reason."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows.values():
+        if row.problem:
+            groups.setdefault(row.problem, []).append(row)
+    return [
+        f"{problem}: {', '.join(row.observable.symbol for row in group)} ({group[0].reason})"
+        for problem, group in groups.items()
+    ]
 
 
 def console() -> Console:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..errors import StatisticsError
 from ..statistics import WeightSummary, autocorrelation, tau_int
-from .measure import Row, bracket, profile
+from .measure import Row, bracket, problem, profile
 from .series import Series
 
 STYLE: Any = {
@@ -135,7 +135,7 @@ def autocorrelations(all_series: dict[str, Series]) -> Figure:
             try:
                 found[sampler] = (values, tau_int(values))
             except StatisticsError as error:
-                axes.plot([], [], " ", label=f"{sampler}: {type(error).__name__}")
+                axes.plot([], [], " ", label=f"{sampler}: {problem(error)}")
         upto = min(200, max([10, *(tau.window + 5 for _, tau in found.values())]))
         for i, sampler in enumerate(all_series):
             if sampler not in found:

@@ -31,7 +31,9 @@ class Table:
             "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows
         )
         notes = "".join(f'<p class="note">{escape(note)}</p>' for note in self.notes)
-        return f"<h2>{escape(self.title)}</h2>\n<table>\n<tr>{head}</tr>\n{body}\n</table>\n{notes}"
+        return (
+            f"<h2>{escape(self.title)}</h2>\n<div><table>\n<tr>{head}</tr>\n{body}\n</table></div>\n{notes}"
+        )
 
 
 _PAGE = Template(
@@ -49,10 +51,11 @@ h2 { font-size: 1.1rem; margin: 2rem 0 0.5rem; }
 .sub, .note, figcaption { color: #555; font-size: 0.9rem; }
 .note { margin: 0.3rem 0; }
 table { border-collapse: collapse; border-top: 1.5px solid; border-bottom: 1.5px solid; }
-th, td { padding: 0.2rem 0.9rem; text-align: right; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.2rem 0.9rem; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 th { border-bottom: 1px solid; font-weight: 600; }
 th:first-child, td:first-child { text-align: left; }
 tr:nth-child(even) td { background: #f6f6f6; }
+div { overflow-x: auto; }
 figure { margin: 1.5rem 0; }
 img { max-width: 100%; height: auto; }
 pre { background: #f6f6f6; padding: 0.8rem; overflow-x: auto; font-size: 0.85rem; }
