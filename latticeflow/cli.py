@@ -27,11 +27,11 @@ RunOrDeck = Annotated[
     Path, typer.Argument(help="A run folder, or a deck (.toml) whose run folder is made if need be.")
 ]
 Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP007, UP045 (typer reads this annotation at run time)
+    Optional[list[str]],  # noqa: UP045 (typer reads this annotation at run time)
     typer.Option("--set", help="Override a deck key, e.g. --set train.steps=500. May be repeated."),
 ]
 RunOption = Annotated[
-    Optional[Path],  # noqa: UP007, UP045
+    Optional[Path],  # noqa: UP045
     typer.Option("--run", help="The run folder to write; default runs/NAME with the deck's name."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto (cuda where there is one).")]
@@ -60,9 +60,12 @@ def train(
 def sample(
     run: RunOrDeck,
     sampler: SamplerName = "flow",
-    draws: Annotated[int, typer.Option(help="Configurations in total, over all ranks and earlier calls.")] = 0,
+    draws: Annotated[
+        int, typer.Option(help="Configurations in total, over all ranks and earlier calls.")
+    ] = 0,
     set_: Overrides = None,
     device: Device = "auto",
+    share_gpus: Annotated[bool, typer.Option(help="Allow more ranks than GPUs on a node.")] = False,
 ) -> None:
     """Draw configurations; the same command with or without mpirun, and to resume or to extend.
 
@@ -71,7 +74,9 @@ def sample(
     """
     from .production.sample import sample_run
 
-    sample_run(run, sampler=sampler, draws=draws, overrides=set_ or [], device=device)
+    sample_run(
+        run, sampler=sampler, draws=draws, overrides=set_ or [], device=device, share_gpus=share_gpus
+    )
 
 
 @app.command()
@@ -116,7 +121,7 @@ def export(
     ] = False,
 ) -> None:
     """Export an ensemble to .npz or plain HDF5 for other tools."""
-    from .store.export import export_run
+    from .analysis.export import export_run
 
     export_run(run, out, sampler=sampler, proposals=proposals)
 

@@ -1,0 +1,265 @@
+"""`latticeflow sample`: draw an ensemble block by block, on any number of ranks, with the same result.
+
+Rank 0 finds the missing blocks from the files and every rank takes its share of them; nothing is communicated until
+all are done. The random numbers of a block are named by (seed, sampler, stream, block), so it does not matter
+who draws it, or when.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..config import Deck, override
+from ..errors import InputError, Stopped
+from ..random import Purpose
+from ..run import Run
+from ..samplers import Sampler, SamplerSpec, samplers
+from ..store import Ensemble
+from ..store.provenance import provenance
+from ..targets import targets
+from ..training.checkpoint import load_flow
+from .device import bind_device
+from .ranks import Ranks
+from .summary import summary_lines
+
+Key = tuple[int, int]  # (stream, block)
+
+
+def sample_run(
+    run: Run | Path | str,
+    *,
+    sampler: str = "flow",
+    draws: int,
+    overrides: list[str] | tuple[str, ...] = (),
+    device: str = "auto",
+    share_gpus: bool = False,
+) -> Ensemble:
+    """Draw until the ensemble holds at least `draws` configurations of `sampler`; whole blocks.
+
+    `run`: a run, its folder, or a deck (.toml) whose run folder `runs/NAME` is made if need be. `overrides`:
+    `sampler.KIND.key=value`, recorded with the ensemble. Blocks that are there already stay, so the same call
+    resumes and extends. Under mpirun every rank calls this, started by `python -m latticeflow` or
+    `python -m mpi4py`, which end the whole job when one rank fails.
+
+    Raises `InputError` for draws < 1, settings other than those that the ensemble was begun with, missing weights or
+    GPUs; `StoreError` for damaged files; `Stopped` (status 75) on an interrupt or SIGTERM.
+    """
+    ranks = Ranks.world()
+    with ranks.root_first():
+        if draws < 1:
+            raise InputError(f"--draws {draws}: expected at least 1")
+        spec = None
+        if ranks.root:
+            run = _open(run)
+            spec = _settings(run.deck, sampler, overrides)
+    run, spec = ranks.broadcast((run, spec))
+    begun = time.perf_counter()
+    with _threads(spec.threads), _stop_on_sigterm():
+        where = bind_device(device, ranks, share_gpus)
+        with ranks.root_first():
+            built, weights = _build(run, spec, where)
+            record = _record(run, spec, built, weights)
+            ensemble = Ensemble.create(run.ensemble(sampler), **record)
+        # one list for all: another node may see the folder a moment late
+        missing = ranks.broadcast(missing_blocks(ensemble, spec, draws))
+        work = share_out(missing, ranks, built.chains > 0)
+        worker = _Worker(built, ensemble, spec, where)
+        console = Console(soft_wrap=True, highlight=False, quiet=not ranks.root)
+        console.print(_announce(run, ensemble, missing, draws, ranks, where))
+        try:
+            _draw(worker, work, console)
+            ranks.barrier()
+        except KeyboardInterrupt:
+            raise Stopped(
+                f"stopped; {ensemble.draws:,} draws are stored. The same command goes on from there"
+            ) from None
+    if ranks.root:
+        _remove_leftovers(ensemble)
+        if ensemble.weighted:
+            ensemble.build_chain()
+        for line in summary_lines(ensemble):
+            console.print(line)
+        seconds = time.perf_counter() - begun
+        console.print(f"{len(missing)} blocks drawn in {seconds:.1f} s on {ranks.size} rank(s)")
+    ranks.barrier()
+    return ensemble
+
+
+def missing_blocks(ensemble: Ensemble, spec: SamplerSpec, draws: int) -> list[Key]:
+    """Blocks to draw for at least `draws` configurations, sorted; every stream of chains gets as many."""
+    blocks = -(-draws // spec.block)
+    if ensemble.chains:
+        streams = spec.streams
+        wanted = [(s, b) for s in range(streams) for b in range(-(-blocks // streams))]
+    else:
+        wanted = [(s, 0) for s in range(blocks)]
+    present = set(ensemble.present)
+    return [key for key in wanted if key not in present]
+
+
+def share_out(missing: list[Key], ranks: Ranks, chains: bool) -> list[Key]:
+    """This rank's part, round robin: over blocks, or over streams where a block goes on from the one before."""
+    if not chains:
+        return missing[ranks.rank :: ranks.size]
+    streams = sorted({s for s, _ in missing})[ranks.rank :: ranks.size]
+    return [key for key in missing if key[0] in streams]
+
+
+@dataclass
+class _Worker:
+    """Draws blocks one after another; keeps the state of the chain it is in."""
+
+    sampler: Sampler
+    ensemble: Ensemble
+    spec: SamplerSpec
+    device: str
+
+    def __post_init__(self):
+        self.last: Key | None = None
+        self.state = None
+        self.about = {
+            "precision": self.spec.precision,
+            "batch": getattr(self.sampler, "batch", self.sampler.chains or self.spec.block),
+            "threads": self.spec.threads,
+            **provenance(self.device),
+        }
+
+    def draw(self, stream: int, block: int) -> None:
+        ensemble, about = self.ensemble, dict(self.about)
+        begun = time.perf_counter()
+        if self.sampler.chains:
+            if block == 0:
+                self.state = self.sampler.start(stream, ensemble.generator(Purpose.START, stream))
+                about["start_seconds"] = time.perf_counter() - begun
+                begun = time.perf_counter()
+            elif self.last != (stream, block - 1):
+                self.state = ensemble.state(stream, block - 1)
+        rng = ensemble.generator(Purpose.DRAW, stream, block)
+        draws, self.state = self.sampler.draw(self.state, self.spec.block, rng)
+        ensemble.write(stream, block, draws, self.state, time.perf_counter() - begun, **about)
+        self.last = (stream, block)
+
+
+def _draw(worker: _Worker, work: list[Key], console: Console, every: float = 60.0) -> None:
+    """Draw all of `work`: a progress bar on a terminal, else a line a minute."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    visible = console.is_terminal and not console.quiet
+    said = time.monotonic()
+    with Progress(*columns, console=console, disable=not visible, transient=True) as progress:
+        task = progress.add_task("blocks of rank 0", total=len(work))
+        for done, key in enumerate(work, start=1):
+            worker.draw(*key)
+            progress.update(task, completed=done)
+            if not visible and time.monotonic() - said > every and done < len(work):
+                said = time.monotonic()
+                console.print(f"rank 0: {done} of its {len(work)} blocks")
+
+
+def _open(run: Run | Path | str) -> Run:
+    """The run; from a deck, `runs/NAME`, made if need be."""
+    if isinstance(run, Run):
+        return run
+    path = Path(run)
+    if path.is_dir():
+        return Run.open(path)
+    if path.suffix != ".toml":
+        raise InputError(f"{path} is neither a run folder nor a deck (.toml)")
+    deck = Deck.read(path)
+    folder = Path("runs") / deck.name
+    if not (folder / "deck.toml").is_file():
+        return Run.create(deck, folder)
+    found = Run.open(folder)
+    found.require_same(deck)
+    return found
+
+
+def _settings(deck: Deck, sampler: str, overrides) -> SamplerSpec:
+    """The sampler's settings: the deck's, with `overrides` of `sampler.*` keys."""
+    samplers.find(sampler)
+    table = deck.table()
+    for item in overrides:
+        if not item.strip().startswith("sampler."):
+            raise InputError(
+                f"--set {item}: sample takes sampler.* keys only, e.g. sampler.{sampler}.block=4096; the rest "
+                "of the deck is fixed when the run is made"
+            )
+        override(table, item)
+    return Deck.parse(table).sampler_spec(sampler)
+
+
+def _build(run: Run, spec: SamplerSpec, device: str) -> tuple[Sampler, str | None]:
+    flow, weights = load_flow(run.weights, run.deck) if spec.kind == "flow" else (None, None)
+    sampler = spec.build(run.deck.target, flow=flow, device=device)
+    if sampler.chains and spec.block % sampler.chains:
+        raise InputError(
+            f"sampler.{spec.kind}.block = {spec.block} is not a multiple of its {sampler.chains} chains"
+        )
+    return sampler, weights
+
+
+def _record(run: Run, spec: SamplerSpec, sampler: Sampler, weights: str | None) -> dict:
+    """What identifies the ensemble: every part that changes its numbers."""
+    return {
+        "sampler": spec.kind,
+        "settings": spec.model_dump(mode="json", exclude_none=True),
+        "target": targets.table(run.deck.target),
+        "seed": run.deck.seed,
+        "weights": weights,
+        "chains": sampler.chains,
+        "interacting": sampler.interacting,
+        "weighted": sampler.own_density,
+    }
+
+
+def _announce(run: Run, ensemble: Ensemble, missing: list[Key], draws: int, ranks: Ranks, device: str) -> str:
+    there = ensemble.draws
+    head = f"{run.path}, sampler {ensemble.sampler}: {there:,} draws are there"
+    if not missing:
+        return f"{head}, {draws:,} asked for; nothing to draw"
+    shares = len({s for s, _ in missing})
+    idle = f"; {ranks.size - shares} ranks have nothing to do" if ranks.size > shares else ""
+    size = ensemble.settings["block"]
+    return f"{head}; drawing {len(missing)} blocks of {size:,} on {ranks.size} rank(s), {device}{idle}"
+
+
+def _remove_leftovers(ensemble: Ensemble, age: float = 3600.0) -> None:
+    """Remove temporary files of killed jobs. A live one exists for seconds, so an hour is safe."""
+    for path in ensemble.path.glob(".*.tmp"):
+        if time.time() - path.stat().st_mtime > age:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    """torch's thread count for the duration."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _stop_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM, by which batch systems announce the end of a job, stop like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

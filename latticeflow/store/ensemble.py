@@ -1,0 +1,224 @@
+"""The ensemble: everything one sampler drew from one target, in one folder.
+
+`ensemble.json` says once what was drawn; block files hold the draws; `chain.h5` is the corrected chain of an
+independent sampler.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..correction import CorrectionSummary
+from ..errors import InputError, StatisticsError, StoreError
+from ..files import write_text
+from ..random import Purpose, stream
+from ..samplers.base import Draws, State
+from ..spec import differences
+from ..statistics import summarise_weights
+from . import block as files
+from .chain import Chain, covered, read_chain, write_chain
+
+NAME = "ensemble.json"
+
+
+class Ensemble:
+    """Stored draws of one sampler.
+
+    `sampler`: its kind; `settings`, `target`: their tables; `seed`; `weights`: SHA-256 of a flow's weights or
+    None; `chains`: chains in one stream, 0 for an independent sampler; draw i of a block belongs to chain
+    i % chains and step i // chains; `interacting`: chains of a stream depend on one another; `weighted`: draws
+    have log_w; `identity`: SHA-256 of all these, the mark that every block file carries.
+    """
+
+    def __init__(self, path: Path, record: dict[str, Any]):
+        self.path, self.record = Path(path), record
+        self.sampler: str = record["sampler"]
+        self.settings: dict[str, Any] = record["settings"]
+        self.target: dict[str, Any] = record["target"]
+        self.seed: int = record["seed"]
+        self.weights: str | None = record["weights"]
+        self.chains: int = record["chains"]
+        self.interacting: bool = record["interacting"]
+        self.weighted: bool = record["weighted"]
+        self.identity = _hash(record)
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Ensemble":
+        """An existing ensemble. Raises `InputError` where there is none, `StoreError` for a damaged one."""
+        path = Path(path)
+        file = path / NAME
+        if not file.is_file():
+            raise InputError(
+                f"no ensemble in {path}; draw it with: latticeflow sample {path.parent.parent} "
+                f"--sampler {path.name} --draws N"
+            )
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            version, identity = record.pop("format"), record.pop("identity")
+            if version == files.FORMAT:
+                ensemble = cls(path, record)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{file} is damaged ({type(error).__name__}: {error}); restore it, or move {path} away"
+            ) from None
+        if version != files.FORMAT:
+            raise StoreError(f"{file} has format {version}; this version of latticeflow reads {files.FORMAT}")
+        if ensemble.identity != identity:
+            raise StoreError(f"{file} was edited: its settings no longer give its identity. Restore it")
+        return ensemble
+
+    @classmethod
+    def create(cls, path: Path | str, **record: Any) -> "Ensemble":
+        """The ensemble in `path`, made if there is none; `record` as in the class, without identity.
+
+        Raises `InputError` naming the keys in which an existing one differs.
+        """
+        path = Path(path)
+        record = json.loads(json.dumps(record))  # tuples become lists, as in the file
+        if (path / NAME).is_file():
+            ensemble = cls.open(path)
+            changed = differences(ensemble.record, record)
+            if changed:
+                raise InputError(
+                    f"{path} was drawn with other settings: {'; '.join(changed)}. One ensemble holds one "
+                    "sampler: go on with the old settings, move the folder away, or use another run folder"
+                )
+            return ensemble
+        ensemble = cls(path, record)
+        path.mkdir(parents=True, exist_ok=True)
+        whole = {"format": files.FORMAT, "identity": ensemble.identity, **record}
+        write_text(path / NAME, json.dumps(whole, indent=1) + "\n")
+        return ensemble
+
+    def generator(self, purpose: Purpose, *key: int) -> np.random.Generator:
+        """The stream of random numbers named by seed, purpose, sampler and key.
+
+        The sampler is part of the name: two samplers of one run must not share their noise, or comparing
+        them would compare a noise with itself.
+        """
+        return stream(self.seed, purpose, zlib.crc32(self.sampler.encode()), *key)
+
+    @property
+    def present(self) -> list[tuple[int, int]]:
+        """(stream, block) of every block file, sorted; independent samplers have one block a stream."""
+        return files.list_blocks(self.path)
+
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """`present`, with every chain whole. Raises `StoreError` naming a block missing inside a stream."""
+        present = self.present
+        there = set(present)
+        for stream_, block in present:
+            if block and (stream_, block - 1) not in there:
+                gone = self.path / files.block_name(stream_, block - 1)
+                raise StoreError(
+                    f"{gone} is missing while later blocks of its stream exist: the chain is "
+                    "broken. Run the same 'latticeflow sample' again: it is redrawn identically"
+                )
+        return present
+
+    @property
+    def draws(self) -> int:
+        """Configurations stored."""
+        return len(self.present) * self.settings["block"]
+
+    def read(self, stream: int, block: int, *names: str) -> dict[str, np.ndarray]:
+        """Arrays of one block: "x", "log_prob", "log_w", "info/NAME", "state/NAME".
+
+        Default: all but the state.
+        """
+        return files.read_block(self.path, stream, block, self.identity, *names)
+
+    def names(self, stream: int, block: int) -> list[str]:
+        """Names of all arrays of a block."""
+        with files.open_block(self.path, stream, block, self.identity) as file:
+            return files.names(file)
+
+    def iterate(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
+        """`read` of every block, in block order."""
+        for stream_, block in self.blocks:
+            yield self.read(stream_, block, *names)
+
+    def attributes(self, stream: int, block: int) -> dict[str, Any]:
+        """What is recorded with a block: n, seconds, precision, batch, threads, versions, host, time."""
+        return files.read_attributes(self.path, stream, block, self.identity)
+
+    def state(self, stream: int, block: int) -> State:
+        """The chain's state after a block."""
+        with files.open_block(self.path, stream, block, self.identity) as file:
+            return {name: files.get(file["state"], name) for name in file["state"]}
+
+    def write(
+        self, stream: int, block: int, draws: Draws, state: State | None, seconds: float, **about: Any
+    ) -> None:
+        """Store one block; `seconds`: wall-clock that drawing it took."""
+        if len(draws) != self.settings["block"]:
+            raise InputError(f"{len(draws)} draws for a block of {self.settings['block']}")
+        attributes = {
+            "identity": self.identity,
+            "sampler": self.sampler,
+            "seed": self.seed,
+            "chains": self.chains,
+            "seconds": seconds,
+            **about,
+        }
+        files.write_block(self.path, stream, block, draws, state, attributes)
+
+    def _total(self, name: str) -> float:
+        return sum(self.attributes(*key).get(name, 0.0) for key in self.present)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of drawing, summed over blocks, without thermalisation; as on one rank."""
+        return self._total("seconds")
+
+    @property
+    def start_seconds(self) -> float:
+        """Seconds of thermalisation and tuning, summed over streams; 0 for independent samplers."""
+        return self._total("start_seconds")
+
+    @property
+    def log_w(self) -> np.ndarray:
+        """Log-weights of all proposals in block order, float64 `[draws]`."""
+        self._require_weighted()
+        pieces = [data["log_w"] for data in self.iterate("log_w")]
+        return np.concatenate(pieces) if pieces else np.empty(0)
+
+    def _require_weighted(self) -> None:
+        if not self.weighted:
+            raise InputError(
+                f"{self.path}: sampler '{self.sampler}' stores no log-weights, nothing to correct"
+            )
+
+    def build_chain(self) -> None:
+        """Scan the log-weights of all blocks into `chain.h5`, unless it covers them already."""
+        self._require_weighted()
+        blocks = self.blocks
+        if covered(self.path, self.identity, blocks):
+            return
+        pieces = (
+            (self.read(*key, "log_w")["log_w"], self.generator(Purpose.METROPOLIS, *key)) for key in blocks
+        )
+        write_chain(self.path, self.identity, blocks, pieces)
+
+    def chain(self) -> Chain:
+        """The corrected chain. Raises `StoreError` where it does not cover the blocks present."""
+        self._require_weighted()
+        return read_chain(self.path, self.identity, self.blocks)
+
+    def summary(self) -> CorrectionSummary:
+        """Acceptance and longest run of rejections of the stored chain, and what its weights say."""
+        chain = self.chain()
+        if not np.isfinite(chain.acceptance):
+            raise StatisticsError(f"{self.path}: a chain of one proposal has no acceptance; draw more")
+        return CorrectionSummary(chain.acceptance, chain.longest, summarise_weights(self.log_w))
+
+
+def _hash(record: dict[str, Any]) -> str:
+    text = json.dumps(record, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
