@@ -156,16 +156,16 @@ def _estimate(x: np.ndarray) -> tuple[TauInt, float]:
         )
     gamma = _unbiased(gamma, window, n)
     tau = float(0.5 + gamma[1 : window + 1].sum() / gamma[0])
-    if tau <= 0:
-        raise StatisticsError(
-            f"tau_int = {tau:.3g} from {chains} chains of {steps} steps is not positive: the series "
-            "alternates, and its error cannot be told; change the trajectory length or thin by an odd number"
-        )
     needed = int(np.ceil(ENOUGH * max(tau, 0.5)))
     if n < needed:
         raise TooFewSamples(
             f"{n} samples ({chains} chains of {steps} steps) with tau_int about {tau:.3g}: expected at least "
             f"{needed} samples, {ENOUGH} times the larger of tau_int and 1/2"
+        )
+    if tau <= 0:
+        raise StatisticsError(
+            f"tau_int = {tau:.3g} from {chains} chains of {steps} steps is not positive: the series "
+            "alternates, and its error cannot be told; change the trajectory length or thin by an odd number"
         )
     error = tau * np.sqrt(2 * (2 * window + 1) / n)
     return TauInt(tau, float(error), window, chains, steps), float(gamma[0])
