@@ -166,6 +166,7 @@ def test_schedules():
     assert settings.lr_at(99) == settings.lr_at(100) == pytest.approx(1e-2)
     assert settings.lr_at(550) == pytest.approx(0.5e-2)
     assert settings.lr_at(999) < 1e-7
+    assert TrainSettings(steps=1000, lr=1e-2, decay="constant").lr_at(999) == 1e-2
 
 
 @pytest.mark.parametrize(

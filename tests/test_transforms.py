@@ -11,10 +11,9 @@ from latticeflow.flows.networks import CircularConv
 from latticeflow.lattice import Lattice
 from latticeflow.transforms.affine import affine, affine_inverse
 from latticeflow.transforms.fourier import fourier_scale
-from latticeflow.transforms.sine import sine_map, sine_map_inverse
+from latticeflow.transforms.harmonic import cosines, harmonic_map, harmonic_map_inverse, sines
 
-SINE = (torch.tensor(0.2), torch.tensor([0.3, -0.25, 0.1]), torch.tensor([1.0, 2.0, 0.5]))
-SINE = tuple(p.double() for p in SINE)
+HARMONIC = tuple(torch.tensor(p).double() for p in (0.2, [0.3, -0.25, 0.1], 0.8))
 
 
 def smooth_even_spectrum(shape):
@@ -30,7 +29,7 @@ def transforms():
         lambda y: affine_inverse(y, t.expand_as(y), s.expand_as(y)),
         (3, 2),
     )
-    yield "sine", lambda x: sine_map(x, *SINE), lambda y: sine_map_inverse(y, *SINE), (5,)
+    yield "harmonic", lambda x: harmonic_map(x, *HARMONIC), lambda y: harmonic_map_inverse(y, *HARMONIC), (5,)
     for shape in [(5,), (4, 6), (2, 3, 4)]:
         a = smooth_even_spectrum(shape)
         dim = len(shape)
@@ -75,9 +74,9 @@ def test_round_trip_and_log_det(forward, inverse, shape):
 
 
 def test_a_wrong_log_det_fails_the_check():
-    """Negative control: the sine map without its log-det is caught."""
+    """Negative control: the harmonic map without its log-det is caught."""
     x = field((5,), 14)
-    assert abs(jacobian_log_det(lambda v: sine_map(v, *SINE), x[:1])) > 1e-3
+    assert abs(jacobian_log_det(lambda v: harmonic_map(v, *HARMONIC), x[:1])) > 1e-3
 
 
 @pytest.mark.parametrize("name, layer, shape", [pytest.param(*case, id=case[0]) for case in layers()])
@@ -96,28 +95,28 @@ def test_score_is_that_of_the_pushed_density(name, layer, shape):
         torch.testing.assert_close(Layer.forward_with_score(layer, x, -x)[2], score, rtol=1e-9, atol=1e-9)
 
 
-def test_sine_map_is_odd_and_rising_at_any_strength():
+def test_harmonic_map_is_odd_and_rising_at_any_strength():
     layer = next(layer for name, layer, _ in layers() if name.startswith("split"))
     with torch.no_grad():
         layer.strength.copy_(torch.tensor([50.0, -80.0]))
     x = torch.linspace(-8, 8, 4001, dtype=torch.float64)[None]
-    y, _ = sine_map(x, *layer.site_map())
+    y, _ = harmonic_map(x, *layer.site_map())
     assert bool((y.diff() > 0).all())
     torch.testing.assert_close(y.flip(1), -y)
-    back, _ = sine_map_inverse(y, *layer.site_map())
+    back, _ = harmonic_map_inverse(y, *layer.site_map())
     # conditioned by the smallest slope, 1/131 of the line's
     torch.testing.assert_close(back, x, rtol=0, atol=1e-10)
 
 
-def test_sine_inverse_has_the_implicit_derivatives():
-    parameters = [p.clone().requires_grad_(True) for p in SINE]
+def test_harmonic_inverse_has_the_implicit_derivatives():
+    parameters = [p.clone().requires_grad_(True) for p in HARMONIC]
     y = field((4,), 16, n=2).requires_grad_(True)
-    assert torch.autograd.gradcheck(lambda y, *p: sine_map_inverse(y, *p), (y, *parameters))
+    assert torch.autograd.gradcheck(lambda y, *p: harmonic_map_inverse(y, *p), (y, *parameters))
 
 
-def test_sine_inverse_refuses_nonsense():
+def test_harmonic_inverse_refuses_nonsense():
     with pytest.raises(LatticeflowError, match="not converged"):
-        sine_map_inverse(torch.tensor([[float("nan")]], dtype=torch.float64), *SINE)
+        harmonic_map_inverse(torch.tensor([[float("nan")]], dtype=torch.float64), *HARMONIC)
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 3), (2, 3, 4), (2, 3, 1, 4)])
@@ -140,3 +139,13 @@ def test_convolution_is_the_formula(shape):
 def test_even_kernel_is_refused():
     with pytest.raises(InputError, match="odd size"):
         CircularConv(2, 1, 1, 2, rng(19))
+
+
+def test_harmonics_by_recurrence_and_by_polynomial():
+    x, (a, c, w) = field((7,), 20), HARMONIC
+    for f, (s, t) in enumerate(zip(sines(x, w, 6), cosines(x, w, 6)), start=1):
+        torch.testing.assert_close(s, (f * w * x).sin())
+        torch.testing.assert_close(t, (f * w * x).cos())
+    expected = a.exp() * x + sum(c[f - 1] * (f * w * x).sin() for f in (1, 2, 3))
+    torch.testing.assert_close(harmonic_map(x, *HARMONIC)[0], expected)
+    assert sines(x, w, 0) == []

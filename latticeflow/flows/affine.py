@@ -20,6 +20,8 @@ class AffineCoupling(Layer):
     odd, `s = (s(phi) + s(-phi)) / 2`, `t = (t(phi) - t(-phi)) / 2`, so that the layer commutes with phi -> -phi exactly.
     """
 
+    frozen: Tensor
+
     def __init__(self, lattice: Lattice, frozen_parity: int, net: nn.Module, z2: bool = False):
         super().__init__()
         lattice.require_even("a checkerboard coupling")

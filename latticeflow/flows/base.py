@@ -20,6 +20,8 @@ class WhiteNoise(nn.Module):
     A base is also where a flow learns its dtype and device: `noise` draws in those of its one tensor.
     """
 
+    like: Tensor
+
     def __init__(self, lattice: Lattice):
         super().__init__()
         self.lattice = lattice
@@ -51,6 +53,8 @@ class Spectrum(WhiteNoise):
     One trainable `log A` for each orbit of the momentum under the point group of the lattice's shape,
     starting as the free field of `m2` (`A^2 = 1 / (2 (khat^2 + m2))`).
     """
+
+    orbit: Tensor
 
     def __init__(self, lattice: Lattice, m2: float = 1.0):
         super().__init__(lattice)

@@ -1,8 +1,12 @@
 """A flow: a base density and a sequence of invertible layers."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .base import WhiteNoise
 
 
 class Layer(nn.Module):
@@ -33,11 +37,11 @@ class Layer(nn.Module):
 class Flow(nn.Module):
     """`x = T_n(...T_1(z))`, z from `base`; exact density `log q(x) = log r(z) - sum log_det`.
 
-    `base` is a `latticeflow.flows.base.Base`, `layers` are `Layer`s. Fields are `[batch, *event_shape]`;
+    `base` is a `WhiteNoise` or `Spectrum`, `layers` are `Layer`s. Fields are `[batch, *event_shape]`;
     log-densities `[batch]`, normalised, flat measure.
     """
 
-    def __init__(self, base: nn.Module, layers):
+    def __init__(self, base: WhiteNoise, layers: Iterable[Layer]):
         super().__init__()
         self.base = base
         self.layers = nn.ModuleList(layers)

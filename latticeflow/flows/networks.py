@@ -1,6 +1,7 @@
 """Convolutional networks on the periodic lattice, in one to four dimensions."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def conv_net(
 ) -> nn.Sequential:
     """Convolutions with LeakyReLU (slope 0.01) between and, with `final_tanh`, a tanh at the end."""
     modules: list[nn.Module] = []
-    for i, (channels_in, channels_out) in enumerate(zip(channels[:-1], channels[1:])):
+    for i, (channels_in, channels_out) in enumerate(pairwise(channels)):
         if i:
             modules.append(nn.LeakyReLU())
         modules.append(CircularConv(dim, channels_in, channels_out, kernel, rng))

@@ -13,8 +13,8 @@ class TrainSettings(Spec):
     """Settings of one training run.
 
     `steps`: optimiser steps. `batch`: a number, or a schedule `[[fraction, batch], ...]`, the batch used
-    from that fraction of all steps on. `lr`: Adam's rate at its peak, reached after `warmup` steps, falling
-    to 0 with a half cosine. `clip`: largest norm of the gradient. `estimator`: "path" (sticking the landing) or
+    from that fraction of all steps on. `lr`: Adam's rate at its peak, reached after `warmup` steps, then falling
+    to 0 with half a cosine (`decay = "constant"`: staying). `clip`: largest norm of the gradient. `estimator`: "path" (sticking the landing) or
     "reparametrised". ESS is measured on `evaluate_draws` draws every `evaluate_every` steps, a
     checkpoint written every `checkpoint_every`, the last `keep` of which stay.
     """
@@ -23,6 +23,7 @@ class TrainSettings(Spec):
     batch: int | tuple[tuple[float, int], ...] = 64
     lr: float = Field(2e-3, gt=0)
     warmup: int = Field(100, ge=0)
+    decay: Literal["cosine", "constant"] = "cosine"
     clip: float = Field(10.0, gt=0)
     estimator: Literal["path", "reparametrised"] = "path"
     precision: Literal["float32", "float64"] = "float32"
@@ -50,8 +51,10 @@ class TrainSettings(Spec):
         return next(b for start, b in reversed(self.batches) if step >= start * self.steps)
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of the step counted from 0: linear warm-up, then half a cosine down to 0."""
+        """Learning rate of the step counted from 0: linear warm-up, then the decay."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
+        if self.decay == "constant":
+            return self.lr
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.lr * 0.5 * (1 + math.cos(math.pi * done))
