@@ -305,11 +305,13 @@ def test_errors_of_rho_are_the_scatter_over_repeats():
     np.testing.assert_allclose(predicted, rho.std(0)[1:10], rtol=0.2)
 
 
-def test_profile_is_the_free_propagator(run):
-    value, error = profile(Series.open(run, "test_proposal"), "correlator")
+@pytest.mark.parametrize("sampler", ["test_proposal", "test_chain"])
+def test_profile_is_the_free_propagator(run, rows, sampler):
+    value, error = profile(Series.open(run, sampler), "correlator", rows[sampler])
     k = 2 * np.pi * np.arange(8) / 8
     exact = [(np.cos(k * t) * TARGET.spectrum[0]).sum() / 8 for t in range(5)]
-    assert (np.abs(value - exact) < 4 * error).all()
+    assert (np.abs(value - exact) < 4 * error).all() and (error < 0.1 * value).all()
+    assert np.isnan(profile(Series.open(run, "test_frozen"), "correlator", rows["test_frozen"])).all()
 
 
 def test_measurements_are_kept_and_reused(run, monkeypatch):

@@ -203,8 +203,11 @@ def _plots(
     )
     caption = "Two-point function along an axis and zero-momentum correlator; below, differences in σ."
     if "correlator" not in observables.left_out(result.run.deck.target):
-        drawn["correlators"] = plots.correlators(all_series), caption
-    drawn["autocorrelation"] = plots.autocorrelations(all_series), f"Autocorrelation functions. {TAU}."
+        drawn["correlators"] = plots.correlators(all_series, result.rows), caption
+    drawn["autocorrelation"] = (
+        plots.autocorrelations(all_series, result.rows),
+        f"Autocorrelation functions. {TAU}.",
+    )
     caption = f"Monte Carlo histories, the first {plots.SHOWN:,} steps of one chain."
     drawn["histories"] = plots.histories(all_series), caption
     return drawn

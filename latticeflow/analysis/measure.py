@@ -146,18 +146,20 @@ def estimates(series: Series) -> dict[str, Row]:
     return {one.name: estimate(series, one.name) for one in scalars}
 
 
-def profile(series: Series, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Means and errors of a vector f(t) = f(L - t) for t = 0 ... L // 2; NaN where there is no estimate."""
+def profile(series: Series, name: str, rows: dict[str, Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Means and jackknife errors of a vector f(t) = f(L - t) for t = 0 ... L // 2; NaN where there are none.
+
+    The bins hold 10 of the largest tau_int in `rows`, the scalar observables' estimates.
+    """
+    taus = [row.tau.value for row in rows.values() if row.tau]
     values = series[name]
-    half = values.shape[2] // 2 + 1
-    found = np.full((2, half), np.nan)
-    for t in range(half):
+    half = values[..., : values.shape[2] // 2 + 1]
+    if taus:
         try:
-            one = mean(values[:, :, t])
+            return jackknife(lambda means: means[name], {name: half}, tau=max(taus))
         except StatisticsError:
-            continue
-        found[:, t] = one.value, one.error
-    return found[0], found[1]
+            pass
+    return np.full(half.shape[2], np.nan), np.full(half.shape[2], np.nan)
 
 
 def virial_check(rows: dict[str, Row], volume: int) -> str:
@@ -185,9 +187,10 @@ def notes(rows: dict[str, Row]) -> list[str]:
 
 
 def console() -> Console:
-    """A terminal as wide as it is; 110 columns where the output goes into a file."""
-    here = Console()
-    return here if here.is_terminal else Console(width=110)
+    """Plain text as it is, `[core s]` too; as wide as the terminal, 110 columns in a file."""
+    plain = {"markup": False, "highlight": False}
+    here = Console(**plain)  # type: ignore[arg-type]
+    return here if here.is_terminal else Console(width=110, **plain)  # type: ignore[arg-type]
 
 
 def measure_run(run: Path | str, sampler: str = "flow") -> dict[str, Row]:

@@ -11,9 +11,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..errors import StatisticsError
-from ..statistics import WeightSummary, autocorrelation, tau_int
-from .measure import Row, bracket, problem, profile
+from ..statistics import WeightSummary, autocorrelation
+from .measure import Row, bracket, profile
 from .series import Series
 
 STYLE: Any = {
@@ -124,23 +123,19 @@ def autocorrelation_error(rho: np.ndarray, n: int, upto: int) -> np.ndarray:
 
 
 @styled
-def autocorrelations(all_series: dict[str, Series]) -> Figure:
+def autocorrelations(all_series: dict[str, Series], rows: dict[str, dict[str, Row]]) -> Figure:
     """rho(t) with errors of chi2 and of the action, for each sampler in its own steps."""
     figure = Figure(figsize=(8.4, 3.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, name, title in zip(panels, ("chi2", "action"), (r"$\chi_2$", "action $S$")):
-        found = {}
-        for sampler, series in all_series.items():
-            values = series[name]
-            try:
-                found[sampler] = (values, tau_int(values))
-            except StatisticsError as error:
-                axes.plot([], [], " ", label=f"{sampler}: {problem(error)}")
-        upto = min(200, max([10, *(tau.window + 5 for _, tau in found.values())]))
-        for i, sampler in enumerate(all_series):
-            if sampler not in found:
+        taus = {sampler: table[name].tau for sampler, table in rows.items()}
+        upto = min(200, max([10, *(tau.window + 5 for tau in taus.values() if tau)]))
+        for i, (sampler, series) in enumerate(all_series.items()):
+            tau = taus[sampler]
+            if tau is None:
+                axes.plot([], [], " ", label=f"{sampler}: {rows[sampler][name].problem}")
                 continue
-            values, tau = found[sampler]
+            values = series[name]
             rho = autocorrelation(values)
             shown = min(upto, len(rho) // 3)
             axes.errorbar(
@@ -197,7 +192,7 @@ def histories(all_series: dict[str, Series]) -> Figure:
 
 
 @styled
-def correlators(all_series: dict[str, Series]) -> Figure:
+def correlators(all_series: dict[str, Series], rows: dict[str, dict[str, Row]]) -> Figure:
     """Two-point function and zero-momentum correlator of each sampler; below, first minus other."""
     figure = Figure(figsize=(8.4, 5.0), layout="constrained")
     panels = figure.subplots(2, 2, sharex="col", height_ratios=[2.6, 1])
@@ -205,7 +200,7 @@ def correlators(all_series: dict[str, Series]) -> Figure:
     for (above, below), name, label, axis in zip(panels.T, ("two_point", "correlator"), labels, ("r", "t")):
         first = None
         for i, (sampler, series) in enumerate(all_series.items()):
-            value, error = profile(series, name)
+            value, error = profile(series, name, rows[sampler])
             r = np.arange(len(value))
             style = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4, "label": sampler}
             if i == 0:  # open and larger, so that the points of the others show inside
@@ -216,7 +211,7 @@ def correlators(all_series: dict[str, Series]) -> Figure:
             else:
                 pull = (first[0] - value) / np.hypot(error, first[1])
                 below.plot(r + 0.06 * (i - 1), pull, linestyle="none", **style)
-        positive = first is not None and np.nanmin(first[0]) > 0
+        positive = first is not None and (first[0] > 0).all()
         above.set_yscale("log" if positive else "linear")
         above.set_ylabel(label)
         above.legend()
