@@ -4,7 +4,9 @@ Each command is a thin call of a library function. Heavy imports happen inside t
 `--help` is quick and MPI starts only where it is used.
 """
 
+import os
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Annotated, Optional
@@ -74,9 +76,7 @@ def sample(
     """
     from .production.sample import sample_run
 
-    sample_run(
-        run, sampler=sampler, draws=draws, overrides=set_ or [], device=device, share_gpus=share_gpus
-    )
+    sample_run(run, sampler=sampler, draws=draws, overrides=set_ or [], device=device, share_gpus=share_gpus)
 
 
 @app.command()
@@ -127,7 +127,8 @@ def export(
 
 
 def main() -> None:
-    """Entry point. Any failure on any rank ends the whole MPI job with the error's status."""
+    """Entry point. Any failure on any rank, in any thread, ends the whole MPI job with the error's status."""
+    threading.excepthook = _thread_failed
     try:
         app(standalone_mode=True)
     except SystemExit as stop:
@@ -140,12 +141,26 @@ def main() -> None:
         _leave(1)
 
 
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """A thread that dies would otherwise leave a job that waits for its work, or that ends with status 0."""
+    threading.__excepthook__(failure)
+    _end_job(1)
+    os._exit(1)
+
+
 def _leave(status: int) -> None:
-    """Exit; with a status other than 0, take the other ranks along (one that waits would hang the job)."""
+    if status:
+        _end_job(status)
+    sys.exit(status)
+
+
+def _end_job(status: int) -> None:
+    """Take the other ranks along: one that waits would hang the job.
+
+    At once, not when the interpreter ends (mpi4py.run.set_abort_status): that first joins every thread.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    if status and "mpi4py.MPI" in sys.modules:
-        from mpi4py.run import set_abort_status
-
-        set_abort_status(status)
-    sys.exit(status)
+    MPI = sys.modules.get("mpi4py.MPI")
+    if MPI is not None and MPI.Is_initialized() and not MPI.Is_finalized():
+        MPI.COMM_WORLD.Abort(status)
