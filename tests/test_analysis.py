@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -243,6 +244,18 @@ def test_series_follow_draws(run):
     raw, index = independent.proposals("phi2")[0], independent.chain.index
     np.testing.assert_array_equal(independent["phi2"][0], raw[index])
     assert (np.diff(index) >= 0).all() and (np.diff(index) == 0).any()
+
+
+def test_streams_are_cut_to_the_shortest(run, tmp_path):
+    """As a stopped sampling leaves them: whole blocks, fewer in one stream."""
+    copy = Run.create(run.deck, tmp_path / "copy")
+    shutil.copytree(run.ensemble("test_chain"), copy.ensemble("test_chain"))
+    (copy.ensemble("test_chain") / "s000002_b000003.h5").unlink()
+    series, whole = Series.open(copy, "test_chain"), Series.open(run, "test_chain")
+    assert (series.left_out, whole.left_out) == (3 * 4096, 0)
+    np.testing.assert_array_equal(series["phi2"], whole["phi2"][:, :768])
+    assert series.info("acceptance").shape == (4, 768)
+    assert series.info("no such thing") is None
 
 
 def test_frozen_and_too_short_are_words_not_numbers(rows, run, capsys):

@@ -92,8 +92,8 @@ def log_weights(weights: dict[str, tuple[np.ndarray, WeightSummary]]) -> Figure:
     axes = figure.subplots()
     for i, (name, (log_w, summary)) in enumerate(weights.items()):
         x = log_w[np.isfinite(log_w)] - summary.log_z
-        spread = max(float(np.ptp(x)), 1e-9)
-        edges = np.linspace(x.min() - 0.02 * spread, x.max() + 0.02 * spread, 81)
+        spread = max(float(np.ptp(x)), 0.1)  # an exact sampler has none
+        edges = x.min() + spread * np.linspace(-0.02, 1.02, 81)
         count, edges = np.histogram(x, edges)
         scale = len(log_w) * np.diff(edges)
         middle, seen = (edges[1:] + edges[:-1]) / 2, count > 0
@@ -185,7 +185,7 @@ def histories(all_series: dict[str, Series]) -> Figure:
                 axes[i].set_xlabel("step of the chain")
         axes[0].set_ylabel(label)
         axes[-1].set_xticks([])
-    panels[0, -1].legend(loc="upper right")
+    panels[1, -1].legend(loc="upper right")
     panels[0, -1].set_title("all draws")
     panels[1, -1].set_xlabel("density")
     return figure
