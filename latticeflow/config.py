@@ -27,7 +27,7 @@ class Deck(Spec):
     target: Target
     flow: FlowSpec | None = None
     train: TrainSettings | None = None
-    sampler: dict[str, SamplerSpec] = {}
+    sampler: dict[str, SamplerSpec] = Field(default_factory=dict)
 
     @field_validator("target", mode="before")
     @classmethod
@@ -55,7 +55,7 @@ class Deck(Spec):
 
     def sampler_spec(self, kind: str) -> SamplerSpec:
         """Settings of the sampler called `kind`, defaults where the deck has no table for it."""
-        return self.sampler.get(kind) or samplers.find(kind)()
+        return self.sampler.get(kind) or samplers.find(kind)()  # type: ignore[call-arg]
 
     @classmethod
     def parse(cls, table: dict[str, Any], where: str = "deck") -> "Deck":
@@ -89,7 +89,9 @@ class Deck(Spec):
         if self.train is not None:
             table["train"] = self.train.model_dump(mode="json", exclude_none=True)
         if self.sampler:
-            table["sampler"] = {kind: spec.model_dump(mode="json", exclude_none=True) for kind, spec in self.sampler.items()}
+            table["sampler"] = {
+                kind: spec.model_dump(mode="json", exclude_none=True) for kind, spec in self.sampler.items()
+            }
         return table
 
     def toml(self) -> str:

@@ -112,7 +112,7 @@ def test_conversions_keep_the_action(shape):
 
 def test_hopping_literature_point():
     """kappa = 0.21, lam = 0.022 in 2D (1811.03533): m2 = (1 - 0.044)/0.21 - 4, lam = 0.022/0.21^2."""
-    phi4, scale = Phi4.from_hopping((32, 32), 0.21, 0.022)
+    phi4, _ = Phi4.from_hopping((32, 32), 0.21, 0.022)
     assert (phi4.m2, phi4.lam) == pytest.approx((0.5523809523809, 0.4988662131519))
     assert phi4.to_hopping()["kappa"] == pytest.approx(0.21)
 
@@ -145,5 +145,5 @@ def test_bad_fields():
     phi4 = Phi4(shape=(4, 4), m2=-4.0, lam=8.0)
     with pytest.raises(InputError, match=r"shape \(2, 4, 5\); expected \[batch, 4, 4\]"):
         phi4.action(torch.zeros(2, 4, 5))
-    with pytest.raises(InputError, match="dtype torch.int64"):
+    with pytest.raises(InputError, match=r"dtype torch\.int64"):
         phi4.force(torch.zeros(2, 4, 4, dtype=torch.int64))

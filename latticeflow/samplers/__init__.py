@@ -3,6 +3,7 @@
 from .base import Draws, Sampler, SamplerSpec, State, samplers
 from .emcee import EmceeSampler, EmceeSpec
 from .exact import ExactSampler, ExactSpec
+from .flow import FlowSampler, FlowSamplerSpec
 from .hmc import HMC, HMCSpec
 from .integrators import check_reversibility, trajectory
 
@@ -13,6 +14,8 @@ __all__ = [
     "EmceeSpec",
     "ExactSampler",
     "ExactSpec",
+    "FlowSampler",
+    "FlowSamplerSpec",
     "HMCSpec",
     "Sampler",
     "SamplerSpec",

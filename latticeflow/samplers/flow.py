@@ -54,5 +54,7 @@ class FlowSamplerSpec(SamplerSpec):
 
     def build(self, target: Target, flow: Flow | None = None, device: str = "cpu") -> FlowSampler:
         if flow is None:
-            raise InputError("the flow sampler needs a trained flow: train one first (latticeflow train DECK)")
+            raise InputError(
+                "the flow sampler needs a trained flow: train one first (latticeflow train DECK)"
+            )
         return FlowSampler(target, flow.to(device=device, dtype=DTYPES[self.precision]).eval(), self.batch)

@@ -14,9 +14,9 @@ class TrainSettings(Spec):
 
     `steps`: optimiser steps. `batch`: a number, or a schedule `[[fraction, batch], ...]`, the batch used
     from that fraction of all steps on. `lr`: Adam's rate at its peak, reached after `warmup` steps, then falling
-    to 0 with half a cosine (`decay = "constant"`: staying). `clip`: largest norm of the gradient. `estimator`: "path" (sticking the landing) or
-    "reparametrised". ESS is measured on `evaluate_draws` draws every `evaluate_every` steps, a
-    checkpoint written every `checkpoint_every`, the last `keep` of which stay.
+    to 0 with half a cosine (`decay = "constant"`: staying). `clip`: largest norm of the gradient. `estimator`:
+    "path" (sticking the landing) or "reparametrised". ESS is measured on `evaluate_draws` draws every
+    `evaluate_every` steps, a checkpoint written every `checkpoint_every`, the last `keep` of which stay.
     """
 
     steps: int = Field(gt=0)
