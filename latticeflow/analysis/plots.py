@@ -91,13 +91,17 @@ def log_weights(weights: dict[str, tuple[np.ndarray, WeightSummary]]) -> Figure:
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
     for i, (name, (log_w, summary)) in enumerate(weights.items()):
-        x = log_w[np.isfinite(log_w)] - summary.log_z
-        spread = max(float(np.ptp(x)), 0.1)  # an exact sampler has none
-        edges = x.min() + spread * np.linspace(-0.02, 1.02, 81)
+        x = log_w - summary.log_z
+        # a few proposals of next to no weight, or of none (-inf), would squeeze the rest
+        low = float(np.quantile(x[np.isfinite(x)], 5e-4, method="higher"))
+        spread = max(float(x.max()) - low, 0.1)  # an exact sampler has none
+        edges = low + spread * np.linspace(-0.02, 1.02, 81)
+        left = np.count_nonzero(x < edges[0])
+        label = f"{name}: {summary}" + (f"; {left:,} lie further left" if left else "")
         count, edges = np.histogram(x, edges)
         scale = len(log_w) * np.diff(edges)
         middle, seen = (edges[1:] + edges[:-1]) / 2, count > 0
-        axes.stairs(count / scale, edges, color=COLOURS[i], linestyle=DASHES[i], label=f"{name}: {summary}")
+        axes.stairs(count / scale, edges, color=COLOURS[i], linestyle=DASHES[i], label=label)
         density, error = count / scale, np.sqrt(count) / scale
         axes.errorbar(middle[seen], density[seen], error[seen], color=COLOURS[i], fmt="none", linewidth=0.8)
     axes.axvline(0, color="black", linestyle="--", linewidth=1)
