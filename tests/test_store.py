@@ -193,7 +193,7 @@ def test_newer_format(flow, monkeypatch):
 def test_altered_with_valid_checksums(flow):
     with h5py.File(flow.path / block_files.block_name(1, 0), "r+") as file:
         file["log_w"][3] += 0.1
-    with pytest.raises(StoreError, match="<log_w> = .* recorded"):
+    with pytest.raises(StoreError, match=r"<log_w> = .* recorded"):
         flow.read(1, 0, "log_w")
 
 

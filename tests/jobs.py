@@ -1,0 +1,83 @@
+"""Real MPI jobs: starting them, killing them, and what they leave behind."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+
+# Open MPI refuses root and more ranks than cores unless told; other launchers ignore these.
+_LENIENT = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def processes_under(root: int) -> list[int]:
+    """`root` and all its descendants; ranks are in sessions of their own, so a process group is not enough."""
+    table = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True)
+    pairs = [tuple(map(int, line.split())) for line in table.stdout.splitlines()]
+    found = [root]
+    for parent in found:
+        found += [pid for pid, ppid in pairs if ppid == parent]
+    return found
+
+
+def kill_9(job: subprocess.Popen) -> None:
+    """SIGKILL to the launcher and all ranks at once."""
+    for pid in processes_under(job.pid):
+        try:
+            os.kill(pid, 9)
+        except ProcessLookupError:
+            pass
+    job.wait()
+
+
+class Launcher:
+    """`start(n, *arguments)` runs `mpirun -n N python *arguments`; calling it waits for the end."""
+
+    def __init__(self, program: str):
+        self.program = program
+
+    def start(
+        self, n: int, *arguments: str, cwd: Path, env: dict[str, str] | None = None
+    ) -> subprocess.Popen:
+        command = [self.program, "-n", str(n), sys.executable, *map(str, arguments)]
+        whole = {**os.environ, **_LENIENT, **(env or {})}
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=cwd, env=whole, stdout=pipe, stderr=pipe, text=True)
+
+    def __call__(self, n: int, *arguments: str, cwd: Path, timeout: float = 120, env=None):
+        job = self.start(n, *arguments, cwd=cwd, env=env)
+        try:
+            out, err = job.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            kill_9(job)
+            raise
+        return subprocess.CompletedProcess(job.args, job.returncode, out, err)
+
+
+def contents(run: Path) -> dict[str, dict[str, bytes] | str]:
+    """Every data set of every HDF5 file under `run/ensembles`, and the text files."""
+    found: dict[str, dict[str, bytes] | str] = {}
+    for path in sorted((Path(run) / "ensembles").rglob("*")):
+        name = str(path.relative_to(run))
+        if path.suffix == ".h5":
+            with h5py.File(path, "r") as file:
+                names: list[str] = []
+                file.visit(names.append)
+                found[name] = {n: file[n][()].tobytes() for n in names if isinstance(file[n], h5py.Dataset)}
+        elif path.is_file() and path.suffix != ".tmp":
+            found[name] = path.read_text()
+    return found
+
+
+def find_mpirun() -> str | None:
+    """The mpirun beside python (the MPICH wheel), or the system's."""
+    beside = Path(sys.executable).with_name("mpirun")
+    return str(beside) if beside.exists() else shutil.which("mpirun")

@@ -1,0 +1,422 @@
+"""Production: the same bytes on any number of ranks and after any kill; failures end the job and say why."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jobs import contents, kill_9
+from pydantic import Field
+
+from latticeflow.analysis.info import print_info
+from latticeflow.config import Deck
+from latticeflow.errors import InputError, Stopped, StoreError
+from latticeflow.production import ranks as ranks_module
+from latticeflow.production.device import pick_device
+from latticeflow.production.ranks import Ranks, check_launcher
+from latticeflow.production.sample import sample_run
+from latticeflow.run import Run
+from latticeflow.samplers import Draws, Sampler, SamplerSpec, samplers
+from latticeflow.training import TrainSettings, train
+
+DECK = {
+    "name": "free",
+    "seed": 11,
+    "target": {"kind": "free", "shape": [2, 2], "m2": 1.0},
+    "flow": {"kind": "split", "layers": 2, "sines": 2, "site_sines": 2},
+    "sampler": {
+        "exact": {"block": 100},
+        "flow": {"block": 96, "batch": 40},
+        "hmc": {"chains": 4, "streams": 3, "block": 40, "thermalisation": 100, "step": 0.2, "length": 1.0},
+        "emcee": {"walkers": 12, "streams": 2, "block": 120, "thermalisation": 100},
+    },
+}
+DRAWS = {"exact": 950, "flow": 600, "hmc": 240, "emcee": 400}
+SAMPLE = """
+import sys
+from latticeflow.cli import app, main
+import latticeflow.cli as cli
+run, *jobs = sys.argv[1:]
+def body(**_):
+    for job in jobs:
+        sampler, draws = job.split(":")
+        app(["sample", run, "--sampler", sampler, "--draws", draws], standalone_mode=False)
+cli.app = body
+main()
+"""
+JOBS = [f"{sampler}:{draws}" for sampler, draws in DRAWS.items()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run whose flow has had two steps of training: bad, and so with rejections."""
+    run = Run.create(Deck.parse(DECK), tmp_path_factory.mktemp("production") / "run")
+    target = run.deck.target
+    settings = TrainSettings(steps=2, lr=0.05, warmup=0, evaluate_draws=1024)
+    train(run.deck.flow.build(target.lattice, 1), target, settings, seed=1, weights=run.weights)
+    return run.path
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def reference(trained, tmp_path_factory) -> dict:
+    """What one uninterrupted process draws."""
+    run = shutil.copytree(trained, tmp_path_factory.mktemp("reference") / "run")
+    for sampler, draws in DRAWS.items():
+        sample_run(run, sampler=sampler, draws=draws)
+    return contents(run)
+
+
+def test_reference_is_whole(reference):
+    files = [name for name in reference if name.endswith(".h5")]
+    assert len([f for f in files if "/exact/s" in f]) == 10
+    assert len([f for f in files if "/flow/s" in f]) == 7
+    assert len([f for f in files if "/hmc/s" in f]) == 6  # 3 streams of 2 blocks
+    assert len([f for f in files if "/emcee/s" in f]) == 4
+    assert "ensembles/flow/chain.h5" in files and "ensembles/hmc/chain.h5" not in files
+    index = np.frombuffer(reference["ensembles/flow/chain.h5"]["index"], dtype=np.int64)
+    assert 0.2 < np.count_nonzero(np.diff(index)) / len(index) < 0.999  # the chain has something to reject
+
+
+def test_blocks_differ(reference):
+    x = [data["x"] for name, data in reference.items() if name.split("/")[-1].startswith("s")]
+    assert len(set(x)) == len(x)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_any_number_of_ranks_gives_the_same_bytes(mpirun, run, reference, n):
+    job = mpirun(n, "-c", SAMPLE, run, *JOBS, cwd=run.parent)
+    assert job.returncode == 0, job.stderr
+    assert f"on {n} rank(s)" in job.stdout
+    assert job.stdout.count("exact: 0 draws are there") == 1  # one rank speaks
+    if n == 3:
+        assert "1 ranks have nothing to do" in job.stdout  # emcee has two streams
+    assert contents(run) == reference
+
+
+@pytest.mark.mpi
+def test_kill_9_and_resume(mpirun, run, reference):
+    rng = random.Random(5)
+    for n in (2, 1):
+        before = len(list(run.glob("ensembles/*/s*.h5")))
+        if before == len([name for name in reference if "/s0" in name]):
+            break
+        job = mpirun.start(n, "-c", SAMPLE, run, *JOBS, cwd=run.parent)
+        wanted = before + rng.randint(1, 8)
+        while len(list(run.glob("ensembles/*/s*.h5"))) < wanted and job.poll() is None:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.02))
+        kill_9(job)
+        job.communicate()
+        assert contents(run) != reference  # killed before its end
+    for sampler, draws in DRAWS.items():
+        sample_run(run, sampler=sampler, draws=draws)
+    assert contents(run) == reference
+
+
+FAIL = """
+import os, sys, threading
+import latticeflow.cli as cli
+from latticeflow.errors import InputError
+from latticeflow.production.ranks import Ranks
+how = sys.argv[1]
+def body(**_):
+    ranks = Ranks.world()
+    if ranks.rank == 1:
+        if how == "exit": sys.exit(3)
+        if how == "input": raise InputError("bad")
+        if how == "crash": raise RuntimeError("boom")
+        if how == "interrupt": raise KeyboardInterrupt
+        if how == "killed": os.kill(os.getpid(), 9)
+        if how == "thread": threading.Thread(target=lambda: 1 / 0).start()
+        if how == "crash beside a thread":
+            threading.Thread(target=threading.Event().wait).start()
+            raise RuntimeError("boom")
+    ranks.comm.Barrier() if how == "crash" else ranks.barrier()
+    if how == "thread": threading.Event().wait()
+cli.app = body
+cli.main()
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ("nothing", {0}),
+        ("exit", {3}),
+        ("input", {2}),
+        ("crash", {1}),
+        ("interrupt", {1}),
+        ("thread", {1}),
+        ("crash beside a thread", {1}),
+        ("killed", {9, 137}),  # as the launcher reports a signal
+    ],
+)
+def test_one_failing_rank_ends_the_job(mpirun, tmp_path, how, status):
+    job = mpirun(2, "-c", FAIL, how, cwd=tmp_path, timeout=30)
+    assert job.returncode in status, job.stderr
+
+
+@pytest.mark.mpi
+def test_bad_input_is_said_once(mpirun, run):
+    job = mpirun(2, "-m", "latticeflow", "sample", run, "--draws", "10", "--sampler", "hcm", cwd=run.parent)
+    assert job.returncode == 2
+    assert job.stderr.count("did you mean 'hmc'?") == 1
+
+
+# Without a launcher
+
+
+def test_serial_use_loads_no_mpi():
+    code = "import sys; from latticeflow.production.ranks import Ranks; Ranks.world().barrier(); "
+    code += "assert not any(name.startswith('mpi4py') for name in sys.modules)"
+    environment = {key: value for key, value in os.environ.items() if "MPI" not in key and "PMI" not in key}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_launcher_of_another_mpi(mpirun, tmp_path, name):
+    code = "import latticeflow.cli as c; from latticeflow.production.ranks import Ranks; "
+    code += "c.app = lambda **_: Ranks.world(); c.main()"
+    environment = {key: value for key, value in os.environ.items() if "MPI" not in key and "PMI" not in key}
+    job = subprocess.run(
+        [sys.executable, "-c", code], env={**environment, name: "2"}, capture_output=True, text=True
+    )
+    assert job.returncode == 2
+    assert f"by {name}=2" in job.stderr and "Use the mpirun of the MPI that mpi4py loads" in job.stderr
+
+
+@pytest.mark.parametrize(
+    ("world", "environment"),
+    [
+        (1, {"PMI_SIZE": "4"}),
+        (1, {"MV2_COMM_WORLD_SIZE": "2"}),
+        (1, {"PMIX_RANK": "1"}),
+        (1, {"PMI_SIZE": "1", "OMPI_COMM_WORLD_SIZE": "2"}),
+    ],
+)
+def test_check_launcher_raises(world, environment):
+    with pytest.raises(InputError, match="different MPI implementations"):
+        check_launcher(world, environment)
+
+
+@pytest.mark.parametrize(
+    ("world", "environment"),
+    [
+        (1, {}),
+        (1, {"PMI_SIZE": "1"}),
+        (4, {"PMI_SIZE": "4"}),
+        (1, {"SLURM_NTASKS": "8"}),
+        (1, {"PMI_SIZE": "x"}),
+    ],
+)
+def test_check_launcher_passes(world, environment):
+    check_launcher(world, environment)
+
+
+def test_launcher_without_an_mpi_library(monkeypatch):
+    for name in ranks_module._SIZES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setitem(sys.modules, "mpi4py.MPI", None)  # as if it could not be loaded
+    monkeypatch.setenv("PMI_SIZE", "2")
+    with pytest.raises(InputError, match="loads no MPI library"):
+        Ranks.world()
+    monkeypatch.setenv("PMI_SIZE", "1")
+    assert Ranks.world().size == 1
+
+
+def test_pick_device():
+    assert pick_device("cpu", 3, 0, 4) == "cpu"
+    assert pick_device("auto", 0, 0, 4) == "cpu"
+    assert pick_device("auto", 2, 4, 4) == "cuda:2"
+    assert pick_device("cuda", 3, 2, 4, share=True) == "cuda:1"
+    for name in ("auto", "cuda"):
+        with pytest.raises(InputError, match="4 ranks on this node and 2 GPUs"):
+            pick_device(name, 0, 2, 4)
+    with pytest.raises(InputError, match="sees no GPU"):
+        pick_device("cuda", 0, 0, 1)
+    with pytest.raises(InputError, match="'tpu'; expected"):
+        pick_device("tpu")
+
+
+def test_extending_keeps_what_is_there(run, reference, capsys):
+    sample_run(run, sampler="hmc", draws=100)
+    sample_run(run, sampler="flow", draws=100)
+    times = {path: path.stat().st_mtime_ns for path in run.glob("ensembles/*/s*.h5")}
+    assert len(times) == 3 + 2
+    for sampler in ("hmc", "flow"):
+        sample_run(run, sampler=sampler, draws=DRAWS[sampler])
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    found = contents(run)
+    assert found == {name: data for name, data in reference.items() if "/hmc/" in name or "/flow/" in name}
+    capsys.readouterr()
+    ensemble = sample_run(run, sampler="flow", draws=5)
+    assert "672 draws are there, 5 asked for; nothing to draw" in capsys.readouterr().out
+    assert ensemble.draws == 672
+
+
+def test_damaged_block_is_named_and_redrawn(run, reference):
+    sample_run(run, sampler="hmc", draws=120)
+    path = run / "ensembles/hmc/s000001_b000000.h5"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(StoreError, match=r"s000001_b000000\.h5 is damaged.*redrawn identically"):
+        sample_run(run, sampler="hmc", draws=DRAWS["hmc"])
+    path.unlink()
+    sample_run(run, sampler="hmc", draws=DRAWS["hmc"])
+    assert contents(run) == {name: data for name, data in reference.items() if "/hmc/" in name}
+
+
+def test_lost_block_inside_a_stream_is_redrawn(run, reference):
+    sample_run(run, sampler="hmc", draws=DRAWS["hmc"])
+    (run / "ensembles/hmc/s000001_b000000.h5").unlink()
+    sample_run(run, sampler="hmc", draws=DRAWS["hmc"])
+    assert contents(run) == {name: data for name, data in reference.items() if "/hmc/" in name}
+
+
+def test_sigterm_stops_resumably(run, reference):
+    assert threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stop():
+        while not list(run.glob("ensembles/hmc/s*.h5")):
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(Stopped, match="draws are stored") as stopped:
+        sample_run(run, sampler="hmc", draws=100_000)
+    thread.join()
+    assert stopped.value.status == 75 and signal.getsignal(signal.SIGTERM) is before
+    assert not list(run.glob("ensembles/hmc/.*"))
+    sample_run(run, sampler="hmc", draws=DRAWS["hmc"])
+    found = contents(run)
+    assert all(found[name] == data for name, data in reference.items() if "/hmc/" in name)
+
+
+def test_leftovers_of_killed_jobs_go(run):
+    folder = sample_run(run, sampler="exact", draws=10).path
+    old, new = folder / ".s000001_b000000.h5.77.tmp", folder / ".s000002_b000000.h5.78.tmp"
+    old.write_text("half")
+    new.write_text("half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    sample_run(run, sampler="exact", draws=10)
+    assert not old.exists() and new.exists()
+
+
+def test_threads_are_set_and_put_back(run, monkeypatch):
+    seen = []
+
+    class Counting(Sampler):
+        def draw(self, state, n, rng):
+            seen.append(torch.get_num_threads())
+            return Draws(torch.zeros(n, 2, 2), np.zeros(n)), state
+
+    class CountingSpec(SamplerSpec):
+        kind = "counting"
+        block: int = Field(6, gt=0)
+        streams: int = 1
+        chains: int = 0
+
+        def build(self, target, flow=None, device="cpu"):
+            sampler = Counting()
+            sampler.chains = self.chains
+            return sampler
+
+    monkeypatch.setitem(samplers.classes, "counting", CountingSpec)
+    before = torch.get_num_threads()
+    sample_run(run, sampler="counting", draws=12, overrides=["sampler.counting.threads=2"])
+    assert seen == [2, 2] and torch.get_num_threads() == before
+    with pytest.raises(InputError, match="block = 6 is not a multiple of its 4 chains"):
+        sample_run(run, sampler="counting", draws=12, overrides=["sampler.counting.chains=4"])
+
+
+@pytest.mark.parametrize("draws", [0, -5])
+def test_zero_draws(run, draws):
+    with pytest.raises(InputError, match=f"--draws {draws}: expected at least 1"):
+        sample_run(run, sampler="exact", draws=draws)
+    assert not (run / "ensembles").exists()
+
+
+def test_changed_settings(run):
+    sample_run(run, sampler="hmc", draws=10)
+    with pytest.raises(InputError, match=r"settings\.step: 0\.2, now 0\.3.*use another run folder"):
+        sample_run(run, sampler="hmc", draws=10, overrides=["sampler.hmc.step=0.3"])
+
+
+def test_overrides(run):
+    with pytest.raises(InputError, match=r"--set target\.m2=2: sample takes sampler\.\* keys only"):
+        sample_run(run, sampler="exact", draws=10, overrides=["target.m2=2"])
+    with pytest.raises(InputError, match="did you mean 'block'"):
+        sample_run(run, sampler="exact", draws=10, overrides=["sampler.exact.blok=2"])
+    ensemble = sample_run(run, sampler="exact", draws=10, overrides=["sampler.exact.block=7"])
+    assert ensemble.draws == 14 and ensemble.settings["block"] == 7
+
+
+def test_weights_missing_or_changed(run):
+    shutil.copytree(run / "weights", run.parent / "old")
+    sample_run(run, sampler="flow", draws=10)
+    target, flow = Run.open(run).deck.target, Run.open(run).deck.flow
+    shutil.rmtree(run / "weights")
+    with pytest.raises(InputError, match="no weights"):
+        sample_run(run, sampler="flow", draws=10)
+    settings = TrainSettings(steps=3, lr=0.05, warmup=0, evaluate_draws=1024)
+    train(flow.build(target.lattice, 1), target, settings, seed=1, weights=run / "weights")
+    with pytest.raises(InputError, match=r"weights: '.*', now '"):
+        sample_run(run, sampler="flow", draws=10)
+
+
+def test_from_a_deck(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    deck = Deck.parse(DECK)
+    Path("deck.toml").write_text(deck.toml())
+    ensemble = sample_run("deck.toml", sampler="exact", draws=10)
+    assert ensemble.path == Path("runs/free/ensembles/exact")
+    assert sample_run("deck.toml", sampler="exact", draws=150).draws == 200
+    Path("deck.toml").write_text(Deck.parse({**DECK, "seed": 12}).toml())
+    with pytest.raises(InputError, match="seed: 11, now 12"):
+        sample_run("deck.toml", sampler="exact", draws=10)
+    for path in ("nowhere", "deck.txt"):
+        with pytest.raises(InputError, match="neither a run folder nor a deck"):
+            sample_run(path, sampler="exact", draws=10)
+    with pytest.raises(InputError, match="cannot read deck"):
+        sample_run("nowhere.toml", sampler="exact", draws=10)
+
+
+def test_info(run, capsys):
+    for sampler in ("flow", "hmc"):
+        sample_run(run, sampler=sampler, draws=100)
+    capsys.readouterr()
+    print_info(run)
+    text = capsys.readouterr().out
+    for part in (
+        'kind = "free"',
+        "step_00000002",
+        "Metropolis acceptance",
+        "192 draws",
+        "<exp(-dH)>",
+        "torch: 2",
+    ):
+        assert part in text
+    path = run / "ensembles/hmc/s000001_b000000.h5"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(StoreError, match="ensembles with problems, shown above: hmc"):
+        print_info(run)
+    assert "Metropolis acceptance" in capsys.readouterr().out
+    with pytest.raises(InputError, match="not a run folder"):
+        print_info(run / "weights")
