@@ -1,0 +1,48 @@
+"""latticeflow: exact flow sampling for field theories.
+
+    target (log_prob) -> flow (trained by reverse KL) -> draws with log_w -> Metropolis -> estimates with errors
+
+The names in `__all__` are the library's public interface; decks and the command line use the same classes. They
+are loaded on first use, so that `latticeflow --help` need not wait for torch.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+__version__ = version("latticeflow")
+
+_HOME = {
+    "lattice": ["Lattice"],
+    "random": ["Purpose", "stream"],
+    "errors": ["LatticeflowError"],
+    "statistics": ["jackknife", "mean", "summarise_weights", "tau_int"],
+    "targets": ["FreeField", "Phi4", "Target"],
+    "observables": ["measure", "observables"],
+    "flows": ["Affine", "Flow", "Split", "Tutorial"],
+    "samplers": ["Draws", "EmceeSpec", "ExactSpec", "FlowSampler", "HMCSpec", "Sampler"],
+    "correction": ["metropolis", "reweight", "unweight"],
+    "store": ["Ensemble"],
+    "training": ["TrainSettings", "evaluate", "train"],
+    "config": ["Deck"],
+    "run": ["Run"],
+    "production.train": ["train_run"],
+    "production.sample": ["sample_run"],
+    "analysis.measure": ["measure_run"],
+    "analysis.compare": ["compare_run"],
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'latticeflow' has no attribute '{name}'")
+    value = getattr(import_module(f".{_MODULE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

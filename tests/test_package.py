@@ -78,7 +78,12 @@ def test_files_are_short(path):
 
 
 def test_import_starts_no_mpi():
-    code = "import sys, latticeflow; sys.exit('mpi4py.MPI' in sys.modules)"
+    code = "import sys, latticeflow as lf; [getattr(lf, n) for n in lf.__all__]; sys.exit('mpi4py.MPI' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_help_loads_no_torch():
+    code = "import sys, latticeflow.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
