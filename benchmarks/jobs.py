@@ -1,0 +1,65 @@
+"""A short production run for the rank and kill benchmarks: 8x8 phi^4, a flow and HMC."""
+
+import shutil
+from pathlib import Path
+
+from latticeflow.config import Deck
+from latticeflow.run import Run
+from latticeflow.training import TrainSettings, train
+from tests.jobs import Launcher, find_mpirun
+
+DECK = {
+    "name": "job",
+    "seed": 1,
+    "target": {"kind": "phi4", "shape": [8, 8], "m2": -4.0, "lam": 8.0},
+    "flow": {"kind": "split"},
+    "sampler": {
+        "flow": {"block": 2048},
+        "hmc": {"chains": 64, "streams": 5, "block": 1024, "thermalisation": 100, "step": 0.1, "length": 1.0},
+    },
+}
+DRAWS = {"flow": 40 * 2048, "hmc": 60 * 1024}
+
+
+def make_run(folder: Path) -> Path:
+    """A run whose flow has been trained for some seconds, enough for a chain that moves."""
+    run = Run.create(Deck.parse(DECK), folder)
+    settings = TrainSettings(steps=150, lr=5e-3, warmup=10, evaluate_draws=1024)
+    flow = run.deck.flow.build(run.deck.target.lattice, run.deck.seed)
+    train(flow, run.deck.target, settings, seed=run.deck.seed, weights=run.weights)
+    return run.path
+
+
+def fresh(run: Path, name: str) -> Path:
+    """A copy of the run without ensembles."""
+    return shutil.copytree(run, run.parent / name, ignore=shutil.ignore_patterns("ensembles"))
+
+
+def launcher() -> Launcher:
+    program = find_mpirun()
+    if program is None:
+        raise SystemExit("no mpirun: pip install 'latticeflow[mpi]', or load the cluster's MPI module")
+    return Launcher(program)
+
+
+def arguments(run: Path, sampler: str) -> list[str]:
+    draws = str(DRAWS[sampler])
+    return [
+        "-m",
+        "latticeflow",
+        "sample",
+        str(run),
+        "--sampler",
+        sampler,
+        "--draws",
+        draws,
+        "--device",
+        "cpu",
+    ]
+
+
+def sample(mpirun: Launcher, n: int, run: Path, sampler: str) -> None:
+    """`mpirun -n N latticeflow sample`, to its end; raises where it fails."""
+    job = mpirun(n, *arguments(run, sampler), cwd=run.parent, timeout=600)
+    if job.returncode:
+        raise SystemExit(f"sample on {n} ranks ended with status {job.returncode}:\n{job.stderr}")
