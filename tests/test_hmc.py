@@ -10,7 +10,7 @@ from reference import free_field, transfer_matrix, two_by_two
 import latticeflow.samplers.hmc as hmc_module
 from latticeflow.errors import InputError, StatisticsError
 from latticeflow.random import Purpose, normal, stream
-from latticeflow.samplers import HMCSpec, check_reversibility, samplers, trajectory
+from latticeflow.samplers import HMCSpec, check_reversibility, samplers, trajectory, tuning
 from latticeflow.samplers.integrators import SCHEMES, hamiltonian
 from latticeflow.statistics import mean
 from latticeflow.targets import FreeField, Phi4, Target
@@ -306,13 +306,18 @@ def test_state_can_be_stored_and_draws_are_step_major():
     assert after["step"] == state["step"] and after["n_steps"] == state["n_steps"]
 
 
-def test_fixed_step_is_not_tuned_and_threads_are_put_back():
-    before = torch.get_num_threads()
-    settings = {"chains": 8, "block": 8, "thermalisation": 100, "threads": before + 1}
-    sampler = HMCSpec(step=0.1, length=0.5, **settings).build(SQUARE)
-    state = sampler.start(0, stream(1, Purpose.START, 0))
+def test_a_fixed_step_is_not_tuned():
+    spec = HMCSpec(chains=8, block=8, thermalisation=100, step=0.1, length=0.5)
+    state = spec.build(SQUARE).start(0, stream(1, Purpose.START, 0))
     assert state["step"] == 0.1 and state["n_steps"] == 5
-    assert torch.get_num_threads() == before
+
+
+def test_chains_that_never_mix_are_refused(monkeypatch):
+    """Wells so deep that every site keeps its sign: M^2 differs between chains and tau_int cannot be told."""
+    monkeypatch.setattr(tuning, "N_STEPS", (2, 4))
+    spec = HMCSpec(chains=16, block=16, thermalisation=100)
+    with pytest.raises(StatisticsError, match="do not mix"):
+        spec.build(Phi4(shape=(2, 2), m2=-40.0, lam=8.0)).start(0, stream(1, Purpose.START, 0))
 
 
 def test_stuck_chains_raise():
@@ -344,5 +349,7 @@ def test_bad_input():
     for n in (0, 12, -8):
         with pytest.raises(InputError, match="multiple of 8 chains"):
             sampler.draw(state, n, stream(1, Purpose.DRAW, 0, 0))
+    with pytest.raises(InputError, match="no state"):
+        sampler.draw(None, 8, stream(1, Purpose.DRAW, 0, 0))
     with pytest.raises(InputError, match="state with x"):
         sampler.draw({**state, "x": state["x"][:4]}, 8, stream(1, Purpose.DRAW, 0, 0))

@@ -81,13 +81,14 @@ class EmceeSampler(Sampler):
             state = {"x": x, "log_prob": log_prob}
         return state
 
-    def draw(self, state: State, n: int, rng: np.random.Generator) -> tuple[Draws, State]:
+    def draw(self, state: State | None, n: int, rng: np.random.Generator) -> tuple[Draws, State]:
         """n configurations, n a multiple of the walkers: draw i is step i // walkers of walker i % walkers."""
         if n < 1 or n % self.chains:
             raise InputError(f"emcee: {n} draws; expected a positive multiple of {self.chains} walkers")
         expected = (self.chains, *self.target.event_shape)
-        if state["x"].shape != expected:
-            raise InputError(f"emcee: state with x of shape {state['x'].shape}; expected {expected}")
+        if state is None or state["x"].shape != expected:
+            found = "no state" if state is None else f"state with x of shape {state['x'].shape}"
+            raise InputError(f"emcee: {found}; expected what `start` gave, x of shape {expected}")
         thin, steps = self.spec.thin, n // self.chains
         xs, log_probs = np.empty((steps, *expected)), np.empty((steps, self.chains))
         acceptance = np.zeros(steps)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..targets import Target
-from .base import DTYPES, Draws, Sampler, SamplerSpec, samplers
+from .base import DTYPES, Draws, Sampler, SamplerSpec, State, samplers
 
 
 class ExactSampler(Sampler):
@@ -21,11 +21,13 @@ class ExactSampler(Sampler):
     own_density = True
     any_density = True
 
+    target: Any  # with sample and log_z, which ExactSpec.build has looked for
+
     def __init__(self, target: Target, dtype: torch.dtype = torch.float64, device: str = "cpu"):
         self.target, self.dtype, self.device = target, dtype, device
 
     @torch.no_grad()
-    def draw(self, state: None, n: int, rng: np.random.Generator) -> tuple[Draws, None]:
+    def draw(self, state: State | None, n: int, rng: np.random.Generator) -> tuple[Draws, None]:
         if n < 1:
             raise InputError(f"exact: {n} draws; expected at least 1")
         x = self.target.sample(n, rng, dtype=self.dtype, device=self.device)

@@ -1,7 +1,5 @@
 """Hybrid (Hamiltonian) Monte Carlo: many chains in one batch (Duane, Kennedy, Pendleton, Roweth 1987)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,8 +29,7 @@ class HMCSpec(SamplerSpec):
     trajectories before the first draw, at least; tuning takes some more. `acceptance`: what the step size
     is tuned to. `step` and `length`: a fixed step size and trajectory length, both or neither, and then
     nothing is tuned. `jitter`: the step size of a trajectory is uniform in `step (1 +- jitter)`, so that no
-    mode of a nearly free field comes back to where it was. `threads`: CPU threads of torch, part of what
-    the numbers depend on.
+    mode of a nearly free field comes back to where it was.
     """
 
     chains: int = Field(128, ge=1)
@@ -46,7 +43,6 @@ class HMCSpec(SamplerSpec):
     length: float | None = Field(None, gt=0)
     jitter: float = Field(0.1, ge=0, lt=1)
     precision: Literal["float64", "float32"] = "float64"
-    threads: int = Field(1, ge=1)
 
     def model_post_init(self, context) -> None:
         if self.block % self.chains:
@@ -102,7 +98,7 @@ class HMC(Sampler):
     def start(self, stream: int, rng: np.random.Generator) -> State:
         """A thermalised, tuned state. Raises `StatisticsError` where a chain stays stuck."""
         spec = self.spec
-        with _threads(spec.threads), torch.no_grad():
+        with torch.no_grad():
             shape = (self.chains, *self.target.event_shape)
             x = START * normal(rng, shape, dtype=self.dtype, device=self.device)
             chains = Tuning(self, x, rng)
@@ -120,20 +116,21 @@ class HMC(Sampler):
             "trajectories": np.array(0),
         }
 
-    def draw(self, state: State, n: int, rng: np.random.Generator) -> tuple[Draws, State]:
+    def draw(self, state: State | None, n: int, rng: np.random.Generator) -> tuple[Draws, State]:
         """n configurations, n a multiple of `chains`: draw i is step i // chains of chain i % chains."""
         if n < 1 or n % self.chains:
             raise InputError(f"hmc: {n} draws; expected a positive multiple of {self.chains} chains")
         expected = (self.chains, *self.target.event_shape)
-        if state["x"].shape != expected:
-            raise InputError(f"hmc: state with x of shape {state['x'].shape}; expected {expected}")
+        if state is None or state["x"].shape != expected:
+            found = "no state" if state is None else f"state with x of shape {state['x'].shape}"
+            raise InputError(f"hmc: {found}; expected what `start` gave, x of shape {expected}")
         steps = n // self.chains
         xs = torch.empty((steps, *expected), dtype=self.dtype)
         log_probs = np.empty((steps, self.chains))
         info = {name: np.zeros(steps) for name in ("acceptance", "exp_minus_dh", "smallest_acceptance")}
         accepted = state["accepted"].copy()
         trajectories = int(state["trajectories"])
-        with _threads(self.spec.threads), torch.no_grad():
+        with torch.no_grad():
             x = torch.from_numpy(state["x"]).to(self.device, self.dtype)
             log_prob = torch.from_numpy(state["log_prob"]).to(self.device)
             for i in range(steps):
@@ -173,13 +170,3 @@ class HMC(Sampler):
 def weight(dh: Tensor) -> Tensor:
     """`exp(-dH)`, 0 where dH is NaN (such a trajectory left the numbers that floats can hold)."""
     return torch.exp(-dh).nan_to_num(nan=0.0)
-
-
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
