@@ -11,7 +11,7 @@ import torch
 
 from latticeflow.analysis import series as series_module
 from latticeflow.analysis.compare import compare_run
-from latticeflow.analysis.measure import bracket, estimate, estimates, linearised, measure_run, profile
+from latticeflow.analysis.measure import estimate, estimates, linearised, measure_run, profile
 from latticeflow.analysis.plots import autocorrelation_error
 from latticeflow.analysis.report import Table, page
 from latticeflow.analysis.series import Series
@@ -20,7 +20,7 @@ from latticeflow.errors import InputError, StoreError
 from latticeflow.random import Purpose
 from latticeflow.run import Run
 from latticeflow.samplers.base import Draws, Sampler, SamplerSpec, samplers
-from latticeflow.statistics import autocorrelation
+from latticeflow.statistics import autocorrelation, bracket
 from latticeflow.statistics.jackknife import jackknife
 from latticeflow.store import Ensemble
 from latticeflow.targets import FreeField, targets

@@ -11,8 +11,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..statistics import WeightSummary, autocorrelation
-from .measure import Row, bracket, profile
+from ..statistics import WeightSummary, autocorrelation, bracket
+from .measure import Row, profile
 from .series import Series
 
 STYLE: Any = {

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from ..errors import StatisticsError
-from ..statistics import mean
-from .measure import Row, bracket, problem
+from ..statistics import bracket, mean
+from .measure import Row, problem
 from .series import Series
 
 # Every figure there is, in the order of a table.

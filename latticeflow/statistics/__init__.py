@@ -2,6 +2,7 @@
 
 from .autocorrelation import Estimate, TauInt, autocorrelation, mean, tau_int
 from .jackknife import jackknife
+from .notation import bracket
 from .weights import WeightSummary, summarise_weights
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "TauInt",
     "WeightSummary",
     "autocorrelation",
+    "bracket",
     "jackknife",
     "mean",
     "summarise_weights",

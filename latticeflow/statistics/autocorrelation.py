@@ -14,6 +14,7 @@ import numpy as np
 from emcee.autocorr import function_1d
 
 from ..errors import FrozenSeries, InputError, StatisticsError, TooFewSamples
+from .notation import bracket
 
 S = 2.0  # tau_exp / tau_int in Wolff's rule; 1 to 2 is usual, pyerrors takes 2 as well
 SOKAL = 5.0  # Sokal's window in tau_int, which leaves out exp(-5) of one exponential
@@ -41,6 +42,9 @@ class Estimate:
     value: float
     error: float
     tau: TauInt
+
+    def __str__(self) -> str:
+        return f"{bracket(self.value, self.error)}, tau_int {bracket(self.tau.value, self.tau.error)}"
 
 
 def autocorrelation(series) -> np.ndarray:
