@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_atomic(
-    path: Path, write: Callable[[Path], None], check: Callable[[Path], None] | None = None
+    path: Path, write: Callable[[Path], object], check: Callable[[Path], None] | None = None
 ) -> None:
     """Let `write(temporary path)` make a file, make it durable, `check` it, then give it its name.
 

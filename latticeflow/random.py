@@ -7,6 +7,7 @@ would share all their noise, and numpy's streams do not.
 """
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ def stream(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(int(purpose), *key)))
 
 
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+_NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 def normal(

@@ -1,6 +1,7 @@
 """A flow: a base density and a sequence of invertible layers."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,9 @@ class Flow(nn.Module):
     `base` is a `WhiteNoise` or `Spectrum`, `layers` are `Layer`s. Fields are `[batch, *event_shape]`;
     log-densities `[batch]`, normalised, flat measure.
     """
+
+    base: WhiteNoise
+    layers: Any  # an nn.ModuleList of Layer, which torch types as modules of any kind
 
     def __init__(self, base: WhiteNoise, layers: Iterable[Layer]):
         super().__init__()

@@ -10,6 +10,7 @@ from ..config import Deck
 from ..errors import InputError, Stopped
 from ..run import Run
 from ..training import log, train
+from ..training.checkpoint import build_flow
 from ..training.loop import Record
 from .device import pick_device
 
@@ -43,7 +44,7 @@ def train_run(
         raise InputError(f"{deck_or_run}: training needs both [flow] and [train] in the deck")
     settings = deck.train
     torch.set_num_threads(settings.threads)
-    flow = deck.flow.build(deck.target.lattice, deck.seed).to(pick_device(device))
+    flow = build_flow(deck).to(pick_device(device))
 
     console = Console()
     console.print(

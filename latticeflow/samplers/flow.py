@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..flows import Flow
 from ..targets import Target
-from .base import DTYPES, Draws, Sampler, SamplerSpec, samplers
+from .base import DTYPES, Draws, Sampler, SamplerSpec, State, samplers
 
 
 class FlowSampler(Sampler):
@@ -30,7 +30,7 @@ class FlowSampler(Sampler):
         self.target, self.flow, self.batch = target, flow, batch
 
     @torch.no_grad()
-    def draw(self, state: None, n: int, rng: np.random.Generator) -> tuple[Draws, None]:
+    def draw(self, state: State | None, n: int, rng: np.random.Generator) -> tuple[Draws, None]:
         parts = []
         for start in range(0, n, self.batch):
             x, log_q = self.flow.sample(min(self.batch, n - start), rng)

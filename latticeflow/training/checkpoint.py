@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from ..errors import InputError, StoreError
 from ..files import file_hash, sync_folder
 from ..flows import Flow
+from ..targets import LatticeTarget
 
 FORMAT = 1
 
@@ -118,11 +119,19 @@ def latest(weights: Path) -> Path:
     return found[-1]
 
 
+def build_flow(deck) -> Flow:
+    """The deck's untrained flow. Raises `InputError` for a deck without [flow], or a target without a lattice."""
+    if deck.flow is None:
+        raise InputError("the deck has no [flow]")
+    if not isinstance(deck.target, LatticeTarget):
+        raise InputError(
+            f"[flow] kind = '{deck.flow.kind}' lives on a lattice; target '{deck.target.kind}' has none"
+        )
+    return deck.flow.build(deck.target.lattice, deck.seed)
+
+
 def load_flow(weights: Path, deck) -> tuple[Flow, str]:
     """The deck's flow with the newest weights, float32 or float64 as trained, and the weights' SHA-256."""
-    if deck.flow is None:
-        raise InputError("the deck has no [flow]: nothing to load")
-    checkpoint = latest(weights)
-    flow = deck.flow.build(deck.target.lattice, deck.seed)
+    flow, checkpoint = build_flow(deck), latest(weights)
     flow.to(next(iter(_tensors(checkpoint / "flow.safetensors").values())).dtype)
     return flow, load_weights(flow, checkpoint)

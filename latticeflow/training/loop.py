@@ -58,7 +58,7 @@ def train(
     optimizer = torch.optim.Adam(flow.parameters(), lr=settings.lr)
     estimator = ESTIMATORS[settings.estimator]
     begin, seconds, first, good = 0, 0.0, None, None
-    if resume and ckpt.checkpoints(weights):
+    if resume and weights is not None and ckpt.checkpoints(weights):
         good = ckpt.latest(weights)
         ckpt.load_weights(flow, good)
         ckpt.load_optimizer(optimizer, good)
@@ -91,7 +91,7 @@ def train(
         done = step + 1
         last = done == settings.steps
         evaluating = last or done % settings.evaluate_every == 0
-        saving = weights is not None and (last or done % settings.checkpoint_every == 0)
+        saving = last or done % settings.checkpoint_every == 0
         if evaluating or saving:
             seconds += time.perf_counter() - clock
         if evaluating:
@@ -112,7 +112,7 @@ def train(
                 }
             )
             losses = []
-        if saving:
+        if saving and weights is not None:
             good = ckpt.save_checkpoint(
                 weights,
                 done,
