@@ -385,6 +385,9 @@ def test_from_a_deck(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     deck = Deck.parse(DECK)
     Path("deck.toml").write_text(deck.toml())
+    with pytest.raises(InputError, match="did you mean 'exact'"):
+        sample_run("deck.toml", sampler="exakt", draws=10)
+    assert not Path("runs").exists()
     ensemble = sample_run("deck.toml", sampler="exact", draws=10)
     assert ensemble.path == Path("runs/free/ensembles/exact")
     assert sample_run("deck.toml", sampler="exact", draws=150).draws == 200

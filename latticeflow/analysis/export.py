@@ -56,7 +56,7 @@ def _arrays(ensemble: Ensemble, proposals: bool) -> dict[str, np.ndarray]:
 
 def _npz(path: Path, arrays: dict[str, np.ndarray], deck: str) -> None:
     with open(path, "wb") as file:
-        np.savez(file, **arrays, deck=np.array(deck))
+        np.savez(file, **{**arrays, "deck": np.array(deck)})  # type: ignore[arg-type]
 
 
 def _hdf5(path: Path, arrays: dict[str, np.ndarray], deck: str) -> None:

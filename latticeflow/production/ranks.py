@@ -51,9 +51,10 @@ class Ranks:
     """`rank` of `size`; `local_rank` of `local_size` on this node. `comm`: the mpi4py communicator, or None."""
 
     def __init__(self, comm: Any = None):
-        self.comm = comm
-        self.rank, self.size = (comm.rank, comm.size) if comm else (0, 1)
-        self.local_rank, self.local_size, self._local = 0, 1, None
+        self.comm, self._local = comm, None
+        self.rank: int = comm.rank if comm else 0
+        self.size: int = comm.size if comm else 1
+        self.local_rank, self.local_size = 0, 1
         if comm:
             from mpi4py import MPI
 

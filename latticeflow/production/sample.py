@@ -56,24 +56,25 @@ def sample_run(
     with ranks.root_first():
         if draws < 1:
             raise InputError(f"--draws {draws}: expected at least 1")
-        spec = None
+        samplers.find(sampler)  # before a run folder is made for a misspelt name
+        job = None
         if ranks.root:
-            run = _open(run)
-            spec = _settings(run.deck, sampler, overrides)
-    run, spec = ranks.broadcast((run, spec))
+            opened = _open(run)
+            job = opened, _settings(opened.deck, sampler, overrides)
+    opened, spec = ranks.broadcast(job)
     begun = time.perf_counter()
     with _threads(spec.threads), _stop_on_sigterm():
         where = bind_device(device, ranks, share_gpus)
         with ranks.root_first():
-            built, weights = _build(run, spec, where)
-            record = _record(run, spec, built, weights)
-            ensemble = Ensemble.create(run.ensemble(sampler), **record)
+            built, weights = _build(opened, spec, where)
+            record = _record(opened, spec, built, weights)
+            ensemble = Ensemble.create(opened.ensemble(sampler), **record)
         # one list for all: another node may see the folder a moment late
         missing = ranks.broadcast(missing_blocks(ensemble, spec, draws))
         work = share_out(missing, ranks, built.chains > 0)
         worker = _Worker(built, ensemble, spec, where)
         console = Console(soft_wrap=True, highlight=False, quiet=not ranks.root)
-        console.print(_announce(run, ensemble, missing, draws, ranks, where))
+        console.print(_announce(opened, ensemble, missing, draws, ranks, where))
         try:
             _draw(worker, work, console)
             ranks.barrier()
@@ -97,7 +98,7 @@ def missing_blocks(ensemble: Ensemble, spec: SamplerSpec, draws: int) -> list[Ke
     """Blocks to draw for at least `draws` configurations, sorted; every stream of chains gets as many."""
     blocks = -(-draws // spec.block)
     if ensemble.chains:
-        streams = spec.streams
+        streams = ensemble.settings["streams"]
         wanted = [(s, b) for s in range(streams) for b in range(-(-blocks // streams))]
     else:
         wanted = [(s, 0) for s in range(blocks)]
@@ -183,7 +184,6 @@ def _open(run: Run | Path | str) -> Run:
 
 def _settings(deck: Deck, sampler: str, overrides) -> SamplerSpec:
     """The sampler's settings: the deck's, with `overrides` of `sampler.*` keys."""
-    samplers.find(sampler)
     table = deck.table()
     for item in overrides:
         if not item.strip().startswith("sampler."):
