@@ -38,13 +38,27 @@ def train_run(
     there is no run yet, one begins, so that a batch script can repeat one line.
     Raises `InputError` for a deck without [flow] or [train], `Stopped` (status 75) when interrupted.
     """
-    run = _open(Path(deck_or_run), overrides, folder, resume)
-    deck = run.deck
+    path = Path(deck_or_run)
+    if path.is_dir():
+        if not resume:
+            raise InputError(f"{path} is a folder: give a deck (.toml), or --resume to go on with this run")
+        if overrides or folder:
+            raise InputError("--resume of a run folder takes no --set and no --run: its deck is fixed")
+        folder, deck = path, Run.open(path).deck
+    else:
+        deck = Deck.read(path, overrides)
+        folder = Path("runs") / deck.name if folder is None else Path(folder)
     if deck.flow is None or deck.train is None:
-        raise InputError(f"{deck_or_run}: training needs both [flow] and [train] in the deck")
+        raise InputError(f"{path}: training needs both [flow] and [train] in the deck")
     settings = deck.train
-    torch.set_num_threads(settings.threads)
+    # built before the run folder is made: a flow that does not fit the lattice leaves nothing behind
     flow = build_flow(deck).to(pick_device(device))
+    if resume and folder.exists():
+        run = Run.open(folder)
+        run.require_same(deck)
+    else:
+        run = Run.create(deck, folder)
+    torch.set_num_threads(settings.threads)
 
     console = Console()
     console.print(
@@ -72,20 +86,4 @@ def train_run(
         soft_wrap=True,
         highlight=False,
     )
-    return run
-
-
-def _open(path: Path, overrides, folder: Path | None, resume: bool) -> Run:
-    if path.is_dir():
-        if not resume:
-            raise InputError(f"{path} is a folder: give a deck (.toml), or --resume to go on with this run")
-        if overrides or folder:
-            raise InputError("--resume of a run folder takes no --set and no --run: its deck is fixed")
-        return Run.open(path)
-    deck = Deck.read(path, overrides)
-    folder = folder or Path("runs") / deck.name
-    if not (resume and folder.exists()):
-        return Run.create(deck, folder)
-    run = Run.open(folder)
-    run.require_same(deck)
     return run

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import emcee
 import numpy as np
 import torch
 from pydantic import Field
@@ -113,6 +112,8 @@ class EmceeSampler(Sampler):
         Moves: along the difference of two other walkers, of the length that suits a Gaussian (0.6) or of the
         whole difference, which leads from one mode to another (0.1), and stretches (0.3).
         """
+        import emcee  # here: it loads scipy.stats, which every rank of every sampler would wait for
+
         seed = np.random.SeedSequence(rng.integers(2**63, size=2).tolist())
         ensemble = emcee.EnsembleSampler(
             self.chains,

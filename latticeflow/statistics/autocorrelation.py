@@ -11,7 +11,6 @@ give that average as one chain.
 from dataclasses import dataclass
 
 import numpy as np
-from emcee.autocorr import function_1d
 
 from ..errors import FrozenSeries, InputError, StatisticsError, TooFewSamples
 from .notation import bracket
@@ -116,6 +115,10 @@ def _moves(x: np.ndarray) -> np.ndarray:
 
 def _covariance(x: np.ndarray) -> np.ndarray:
     """Gamma(t) about the mean of all chains, `[steps]`, not yet corrected for that mean's own variance."""
+    from emcee.autocorr import (
+        function_1d,
+    )  # here: emcee loads scipy.stats, a third of the start of every rank
+
     chains, steps = x.shape
     total = np.zeros(steps)
     for chain, shift, moves in zip(x, x.mean(axis=1) - x.mean(), _moves(x)):
