@@ -10,6 +10,7 @@ import argparse
 
 from latticeflow.flows import Split, Tutorial
 from latticeflow.samplers import FlowSampler
+from latticeflow.statistics import bracket
 from latticeflow.targets import Phi4
 
 from .common import one_thread, quality, speed, train_for
@@ -46,7 +47,7 @@ def main() -> None:
         pull = (s.log_z - REFERENCE[0]) / (s.log_z_error**2 + REFERENCE[1] ** 2) ** 0.5
         print(
             f"{name}:\n    {flow.parameter_count():6,} parameters  {steps:6} steps in {seconds:5.1f} s  "
-            f"ESS {s.ess:.4f}({s.ess_error:.4f})  log Z {s.log_z:.4f}({s.log_z_error:.4f}), pull {pull:+.2f}  "
+            f"{s}  log Z {bracket(s.log_z, s.log_z_error)}, pull {pull:+.2f}  "
             f"largest share {s.largest_share:.1e}  {rate:8.0f} draws/s  ESS x draws/s {products[name]:9.1f}"
         )
     for name in list(products)[1:]:

@@ -38,6 +38,7 @@ class Series:
         if not self.blocks:
             raise StatisticsError(f"{ensemble.path} holds no finished block; run sample again")
         self.names = [one.name for one in observables.of(target) if isinstance(one, Primary)]
+        self._read_before: dict[str, np.ndarray] = {}
         self.stamp = {"observables": version(), "identity": ensemble.identity}
         self._measure_all()
 
@@ -103,16 +104,13 @@ class Series:
         if self.independent:
             values = self.proposals(name)
             return values if self.chain is None else values[:, self.chain.index]
-        C = self.ensemble.chains
-        chains = []
-        for keys in self._streams.values():
-            values = np.concatenate([self._read(key, name) for key in keys])
-            chains.append(values.reshape(-1, C, *values.shape[1:]).swapaxes(0, 1))
-        return np.concatenate(chains)
+        values = self._all(name, [key for keys in self._streams.values() for key in keys])
+        steps = values.reshape(len(self._streams), -1, self.ensemble.chains, *values.shape[1:])
+        return steps.swapaxes(1, 2).reshape(-1, steps.shape[1], *values.shape[1:])
 
     def proposals(self, name: str) -> np.ndarray:
         """Primary `name` of the draws of an independent sampler, without correction, `[1, N, ...]`."""
-        return np.concatenate([self._read(key, name) for key in self.blocks])[None]
+        return self._all(name, self.blocks)[None]
 
     def info(self, name: str) -> np.ndarray | None:
         """What the sampler recorded at each step, `[streams, steps]`; None if it recorded no such thing."""
@@ -137,6 +135,12 @@ class Series:
 
     def _path(self, key: tuple[int, int]) -> Path:
         return self.ensemble.path / "measured" / f"s{key[0]:06d}_b{key[1]:06d}.h5"
+
+    def _all(self, name: str, keys: list[tuple[int, int]]) -> np.ndarray:
+        """Primary `name` of all draws of `keys`, `[N, ...]`; read once, since several estimates use each."""
+        if name not in self._read_before:
+            self._read_before[name] = np.concatenate([self._read(key, name) for key in keys])
+        return self._read_before[name]
 
     def _read(self, key: tuple[int, int], name: str) -> np.ndarray:
         with open_h5(self._path(key), _REMEDY) as file:

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..config import Deck
 from ..errors import InputError, Stopped
 from ..run import Run
+from ..statistics import bracket
 from ..training import log, train
 from ..training.checkpoint import build_flow
 from ..training.loop import Record
@@ -18,7 +19,7 @@ from .device import pick_device
 def line(record: Record, steps: int) -> str:
     """One evaluation, for people."""
     return (
-        f"step {record['step']}/{steps}  loss {record['loss']:.4f}  ESS {record['ess']:.4f}({record['ess_error']:.4f}) "
+        f"step {record['step']}/{steps}  loss {record['loss']:.4f}  ESS {bracket(record['ess'], record['ess_error'])} "
         f"at N = {record['ess_draws']:,}  log Z {record['log_z']:.4f}  {record['seconds']:.1f} s"
     )
 

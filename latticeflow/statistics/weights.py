@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InputError, StatisticsError
+from .notation import bracket
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class WeightSummary:
     largest_share: float
 
     def __str__(self) -> str:
-        return f"ESS {self.ess:.4f}({self.ess_error:.4f}) at N = {self.n:,}"
+        return f"ESS {bracket(self.ess, self.ess_error)} at N = {self.n:,}"
 
 
 def summarise_weights(log_w: np.ndarray) -> WeightSummary:
