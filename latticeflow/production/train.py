@@ -14,6 +14,7 @@ from ..training import log, train
 from ..training.checkpoint import build_flow
 from ..training.loop import Record
 from .device import pick_device
+from .ranks import Ranks
 
 
 def line(record: Record, steps: int) -> str:
@@ -37,8 +38,11 @@ def train_run(
     A new training makes the run folder and refuses one that exists. With `resume`, `deck_or_run` is the run
     folder, or the deck: an existing run goes on, and one made with another deck is refused, naming the key; where
     there is no run yet, one begins, so that a batch script can repeat one line.
-    Raises `InputError` for a deck without [flow] or [train], `Stopped` (status 75) when interrupted.
+    Raises `InputError` under mpirun, for a deck without [flow] or [train], `Stopped` (status 75) when interrupted.
     """
+    ranks = Ranks.world()
+    if ranks.size > 1:
+        raise InputError(f"train was started on {ranks.size} ranks; it runs on one: leave out mpirun")
     path = Path(deck_or_run)
     if path.is_dir():
         if not resume:

@@ -40,14 +40,17 @@ def _recur(before: Tensor, first: Tensor, twice_cos: Tensor, order: int) -> list
 
 
 @lru_cache
-def _powers_of_cos(order: int) -> tuple[np.ndarray, np.ndarray]:
-    """Monomial coefficients of `U_0 .. U_{F-1}` (`[F, F]`) and `T_1 .. T_F` (`[F, F + 1]`), lowest power first.
+@torch.inference_mode(False)  # a cached inference tensor could not be differentiated through later
+def _powers_of_cos(order: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Harmonics as polynomials in the cosine, lowest power first, and their numbers 1 .. F.
 
-    `U_{f-1} = T_f' / f`.
+    Monomial coefficients of `U_0 .. U_{F-1}` (`[F, F]`; `U_{f-1} = T_f' / f`) and `T_1 .. T_F` (`[F, F + 1]`).
     """
     t = np.array([np.pad(chebyshev.cheb2poly([0] * f + [1]), (0, order - f)) for f in range(1, order + 1)])
-    u = t[:, 1:] * np.arange(1, order + 1) / np.arange(1, order + 1)[:, None]
-    return u, t
+    number = np.arange(1, order + 1)
+    u = t[:, 1:] * number / number[:, None]
+    u_t, t_t, number_t = (torch.tensor(a, dtype=dtype, device=device) for a in (u, t, number))
+    return u_t, t_t, number_t
 
 
 def _horner(coefficients: Tensor, x: Tensor) -> Tensor:
@@ -66,8 +69,8 @@ class _Parts:
         angle = w * x
         self.x, self.slope, self.c, self.w = x, log_slope.exp(), c, w
         self.sin, self.cos = angle.sin(), angle.cos()
-        self.u, self.t = (torch.from_numpy(table).to(c) for table in _powers_of_cos(len(c)))
-        self.frequency = w * torch.arange(1, len(c) + 1, dtype=c.dtype, device=c.device)
+        self.u, self.t, number = _powers_of_cos(len(c), c.dtype, c.device)
+        self.frequency = w * number
 
     def value(self) -> Tensor:
         return torch.addcmul(self.slope * self.x, self.sin, _horner(self.c @ self.u, self.cos))
