@@ -11,7 +11,7 @@ import latticeflow.samplers.hmc as hmc_module
 from latticeflow.errors import InputError, StatisticsError
 from latticeflow.random import Purpose, normal, stream
 from latticeflow.samplers import HMCSpec, check_reversibility, samplers, trajectory, tuning
-from latticeflow.samplers.integrators import SCHEMES, hamiltonian
+from latticeflow.samplers.integrators import SCHEMES, hamiltonian, rounding_bound
 from latticeflow.statistics import mean
 from latticeflow.targets import FreeField, Phi4, Target
 
@@ -113,6 +113,38 @@ def test_a_lopsided_scheme_fails_both_checks(monkeypatch, equilibrium):
     target = FreeField(shape=(4, 4), m2=1.0)
     x = target.sample(4, stream(1, Purpose.ANALYSIS))
     assert check_reversibility(target, x, torch.ones_like(x), 0.1, 10, "lopsided")[0] > 1e-3
+
+
+CHECKED = {"chains": 32, "block": 64, "thermalisation": 100}
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+def test_the_check_on_request_changes_no_draw(integrator, precision):
+    """Same bytes with and without it, from one generator for start and draws; its result is in the state."""
+    found = {}
+    for check in (False, True):
+        spec = HMCSpec(**CHECKED, integrator=integrator, precision=precision, check_reversibility=check)
+        sampler, rng = spec.build(SQUARE), stream(6, Purpose.START, 0)
+        start = sampler.start(0, rng)
+        found[check] = start, *sampler.draw(start, 64, rng)
+    (plain, draws, _), (start, same, after) = found[False], found[True]
+    assert draws.x.numpy().tobytes() == same.x.numpy().tobytes()
+    assert set(start) - set(plain) == {"reversibility_dx", "reversibility_dh"}
+    x = torch.from_numpy(start["x"])
+    bound = rounding_bound(x, torch.full_like(x, 5.0), int(start["n_steps"]), integrator)
+    assert 0 < start["reversibility_dx"] < bound < (1e-10 if precision == "float64" else 0.01)
+    assert start["reversibility_dh"] < (1e-12 if precision == "float64" else 1e-3)
+    assert after["reversibility_dx"] == start["reversibility_dx"]
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_the_check_on_request_stops_a_lopsided_scheme(monkeypatch, precision):
+    monkeypatch.setitem(SCHEMES, "omelyan", (0.3, 1.0, 0.7))
+    settings = {**CHECKED, "precision": precision, "step": 0.1, "length": 1.0}
+    HMCSpec(**settings).build(SQUARE).start(0, stream(6, Purpose.START, 0))
+    with pytest.raises(StatisticsError, match=f"away from its start.*{precision} rounding allows"):
+        HMCSpec(**settings, check_reversibility=True).build(SQUARE).start(0, stream(6, Purpose.START, 0))
 
 
 def test_trajectory_of_a_harmonic_oscillator():

@@ -1,5 +1,6 @@
 """Hybrid (Hamiltonian) Monte Carlo: many chains in one batch (Duane, Kennedy, Pendleton, Roweth 1987)."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, StatisticsError
 from ..random import normal
 from ..targets import Target
 from .base import DTYPES, Draws, Sampler, SamplerSpec, State, samplers
-from .integrators import hamiltonian, trajectory
+from .integrators import check_reversibility, hamiltonian, rounding_bound, trajectory
 from .tuning import Tuning
 
 # Width of the start. Narrow on purpose: a hot start has forces far beyond equilibrium's, and single chains
@@ -29,7 +30,8 @@ class HMCSpec(SamplerSpec):
     trajectories before the first draw, at least; tuning takes some more. `acceptance`: what the step size
     is tuned to. `step` and `length`: a fixed step size and trajectory length, both or neither, and then
     nothing is tuned. `jitter`: the step size of a trajectory is uniform in `step (1 +- jitter)`, so that no
-    mode of a nearly free field comes back to where it was.
+    mode of a nearly free field comes back to where it was. `check_reversibility`: once per stream, when it is
+    tuned, every chain goes a trajectory and back, and the distance to its start must be rounding.
     """
 
     chains: int = Field(128, ge=1)
@@ -42,6 +44,7 @@ class HMCSpec(SamplerSpec):
     step: float | None = Field(None, gt=0)
     length: float | None = Field(None, gt=0)
     jitter: float = Field(0.1, ge=0, lt=1)
+    check_reversibility: bool = False
     precision: Literal["float64", "float32"] = "float64"
 
     def model_post_init(self, context) -> None:
@@ -72,6 +75,11 @@ class Update:
     accepted: Tensor
     dh: Tensor
 
+    @property
+    def weight(self) -> Tensor:
+        """`exp(-dH)`, 0 where dH is NaN (such a trajectory left the numbers that floats can hold)."""
+        return torch.exp(-self.dh).nan_to_num(nan=0.0)
+
 
 def accept(dh: Tensor, u: Tensor) -> Tensor:
     """Accept with probability `min(1, exp(-dH))`, u uniform in [0, 1); a dH that is NaN is rejected."""
@@ -86,8 +94,9 @@ class HMC(Sampler):
     smallest of any chain's since tuning: a mean of 0.9 can hide a chain that is stuck.
 
     State: `x`, `log_prob`, `step`, `n_steps` (frozen by tuning), `accepted` per chain and `trajectories`
-    since tuning. The tuning measures cost in force evaluations, not seconds: seconds depend on the machine's
-    load, and the same arguments must give the same bytes.
+    since tuning; with `check_reversibility` also `reversibility_dx` and `reversibility_dh`, the largest
+    `|x - x_back|` and `|H - H_back|` of any chain. The tuning measures cost in force evaluations, not
+    seconds: seconds depend on the machine's load, and the same arguments must give the same bytes.
     """
 
     def __init__(self, target: Target, spec: HMCSpec, device: str = "cpu"):
@@ -96,7 +105,7 @@ class HMC(Sampler):
         self.dtype = DTYPES[spec.precision]
 
     def start(self, stream: int, rng: np.random.Generator) -> State:
-        """A thermalised, tuned state. Raises `StatisticsError` where a chain stays stuck."""
+        """A thermalised, tuned state. Raises `StatisticsError` where a chain stays stuck or does not come back."""
         spec = self.spec
         with torch.no_grad():
             shape = (self.chains, *self.target.event_shape)
@@ -107,6 +116,7 @@ class HMC(Sampler):
             else:
                 step, n_steps = spec.step, max(1, round(spec.length / spec.step))
                 chains.thermalise(step, n_steps, spec.thermalisation)
+            checked = self._reversibility(chains.x, step, n_steps, rng) if spec.check_reversibility else {}
         return {
             "x": chains.x.cpu().numpy(),
             "log_prob": chains.log_prob.cpu().numpy(),
@@ -114,7 +124,23 @@ class HMC(Sampler):
             "n_steps": np.array(n_steps),
             "accepted": np.zeros(self.chains, dtype=np.int64),
             "trajectories": np.array(0),
+            **checked,
         }
+
+    def _reversibility(self, x: Tensor, step: float, n_steps: int, rng: np.random.Generator) -> State:
+        """There and back from every chain's x. Raises `StatisticsError` beyond `rounding_bound`."""
+        # momenta from a copy of the generator: nothing that is drawn later depends on the check
+        p = normal(copy.deepcopy(rng), x.shape, dtype=self.dtype, device=self.device)
+        dx, dh = check_reversibility(self.target, x, p, step, n_steps, self.spec.integrator)
+        bound = rounding_bound(x, p, n_steps, self.spec.integrator)
+        if not dx <= bound:  # NaN is no rounding either
+            raise StatisticsError(
+                f"hmc: there and back by {n_steps} {self.spec.integrator} steps of {step:.3g}, a chain ends "
+                f"{dx:.3g} away from its start (H by {dh:.3g}); {self.spec.precision} rounding allows "
+                f"{bound:.2g}. Either the force depends on more than x, or the trajectory is unstable: use a "
+                "smaller step or a shorter length"
+            )
+        return {"reversibility_dx": np.array(dx), "reversibility_dh": np.array(dh)}
 
     def draw(self, state: State | None, n: int, rng: np.random.Generator) -> tuple[Draws, State]:
         """n configurations, n a multiple of `chains`: draw i is step i // chains of chain i % chains."""
@@ -140,7 +166,7 @@ class HMC(Sampler):
                     ok = new.accepted.cpu().numpy()
                     accepted += ok
                     info["acceptance"][i] += ok.mean() / self.spec.thin
-                    info["exp_minus_dh"][i] += float(weight(new.dh).mean()) / self.spec.thin
+                    info["exp_minus_dh"][i] += float(new.weight.mean()) / self.spec.thin
                 trajectories += self.spec.thin
                 info["smallest_acceptance"][i] = accepted.min() / trajectories
                 xs[i], log_probs[i] = x, log_prob.cpu().numpy()
@@ -165,8 +191,3 @@ class HMC(Sampler):
             accepted=ok,
             dh=dh,
         )
-
-
-def weight(dh: Tensor) -> Tensor:
-    """`exp(-dH)`, 0 where dH is NaN (such a trajectory left the numbers that floats can hold)."""
-    return torch.exp(-dh).nan_to_num(nan=0.0)

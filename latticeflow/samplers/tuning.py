@@ -96,7 +96,7 @@ class Tuning:
         for i in range(trajectories):
             new = self.move(math.exp(log_step), n_steps)
             # min(1, exp(-dH)) is the acceptance before it is rounded to 0 or 1
-            mean = torch.exp(-new.dh).nan_to_num(nan=0.0).clamp(max=1.0).mean()
+            mean = new.weight.clamp(max=1.0).mean()
             log_step += GAIN * (float(mean) - self.hmc.spec.acceptance)
             if i >= trajectories // 2:
                 kept.append(log_step)
