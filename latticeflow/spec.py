@@ -1,6 +1,9 @@
 """Settings that are the same in a deck and in Python, and registries that find them by name."""
 
 import difflib
+import pkgutil
+from collections.abc import Iterable
+from importlib import import_module
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -11,7 +14,7 @@ from .errors import InputError
 class Spec(BaseModel):
     """Frozen settings. Unknown keys are errors; physics parameters have no default, numerics have."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     def __init__(self, **values: Any):
         try:
@@ -49,6 +52,12 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[
         elif one != two:
             found.append(f"{prefix}{key}: {one!r}, now {two!r}")
     return found
+
+
+def import_all(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package, so that a new file there registers what it defines."""
+    for module in pkgutil.iter_modules(path):
+        import_module(f"{package}.{module.name}")
 
 
 S = TypeVar("S", bound=Spec)

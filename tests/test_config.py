@@ -1,7 +1,14 @@
 """Decks: what they accept, what they refuse, and that a resolved deck reads back as itself."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+import latticeflow
 from latticeflow.config import Deck
 from latticeflow.errors import InputError
 from latticeflow.flows import Split
@@ -114,3 +121,21 @@ def test_run_folder(write, tmp_path):
         run.require_same(Deck.read(write(), ["target.lam=7.0"]))
     with pytest.raises(InputError, match="not a run folder"):
         Run.open(tmp_path / "elsewhere")
+
+
+def test_a_new_target_is_one_file(tmp_path, monkeypatch):
+    """A file dropped into targets/ is found by its deck name, with no other line changed."""
+    package = tmp_path / "latticeflow"
+    shutil.copytree(Path(latticeflow.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "targets" / "gauss.py").write_text(
+        "from .base import LatticeTarget, targets\n"
+        "@targets.add('gauss')\n"
+        "class Gauss(LatticeTarget):\n"
+        "    measure = 'lebesgue'\n"
+    )
+    code = "from latticeflow.targets import targets; print(targets.find('gauss').kind)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert out.stdout.strip() == "gauss", out.stderr

@@ -134,6 +134,8 @@ def test_batched_couplings():
         (dict(shape=(4, 4), m2=-4.0, lambda_=1.0, lam=1.0), "unknown key; did you mean 'lam'"),
         (dict(shape=(4, 4, 0), m2=-4.0, lam=1.0), "1 to 4 sides"),
         (dict(shape=(4, 4), m2="heavy", lam=1.0), "m2"),
+        (dict(shape=(4, 4), m2=float("nan"), lam=1.0), "m2.*finite"),
+        (dict(shape=(4, 4), m2=-4.0, lam=float("inf")), "lam.*finite"),
     ],
 )
 def test_bad_couplings(values, message):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tables import rng, scramble
 
-from latticeflow.errors import InputError, StoreError, TrainingDiverged
+from latticeflow.errors import InputError, NumericalError, StoreError, TrainingDiverged
 from latticeflow.flows import Affine, Flow, Spectrum, Split
 from latticeflow.lattice import Lattice
 from latticeflow.statistics.weights import summarise_weights
@@ -87,10 +87,11 @@ def weights_of(flow):
     return {k: v.clone() for k, v in flow.state_dict().items()}
 
 
-@pytest.mark.parametrize("stop", [4, 8])
+@pytest.mark.parametrize("stop", [2, 5, 9, 11])
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop):
     whole = SPEC.build(Lattice((4, 4)), 1)
-    summary = train(whole, PHI4, SETTINGS, seed=3, weights=tmp_path / "whole")
+    records, late = [], []
+    summary = train(whole, PHI4, SETTINGS, seed=3, weights=tmp_path / "whole", report=records.append)
 
     class Killed(Exception):
         pass
@@ -100,7 +101,10 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop):
     with pytest.raises(Killed):
         train(first, target, SETTINGS, seed=3, weights=tmp_path / "halves")
     second = SPEC.build(Lattice((4, 4)), 1)
-    resumed = train(second, PHI4, SETTINGS, seed=3, weights=tmp_path / "halves", resume=True)
+    resumed = train(
+        second, PHI4, SETTINGS, seed=3, weights=tmp_path / "halves", resume=True, report=late.append
+    )
+    assert [without_seconds(r) for r in late] == [without_seconds(r) for r in records if r["step"] > stop]
     a, b = weights_of(whole), weights_of(second)
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert resumed == summary
@@ -110,6 +114,10 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stop):
     other = SPEC.build(Lattice((4, 4)), 1)
     train(other, PHI4, SETTINGS, seed=4)
     assert any(not torch.equal(a[k], v) for k, v in other.state_dict().items())
+
+
+def without_seconds(record):
+    return {key: value for key, value in record.items() if key != "seconds"}
 
 
 class KillAt:
@@ -150,13 +158,31 @@ def test_nan_stops_and_names_the_last_good_checkpoint(tmp_path):
     assert all(bool(torch.isfinite(p).all()) for p in flow.parameters())
 
 
-def test_exploding_loss_stops():
+EXPLODING = dict(steps=500, lr=3.0, warmup=0, clip=1e9, evaluate_draws=1024, estimator="reparametrised")
+
+
+def test_exploding_loss_stops_and_no_checkpoint_holds_the_exploded_weights(tmp_path):
     flow = Affine(layers=4, hidden=(4,)).build(Lattice((4, 4)), 1)
-    settings = TrainSettings(
-        steps=500, lr=3.0, warmup=0, clip=1e9, evaluate_draws=1024, estimator="reparametrised"
-    )
     with pytest.raises(TrainingDiverged, match="none yet"):
-        train(flow, PHI4, settings, seed=3)
+        train(flow, PHI4, TrainSettings(checkpoint_every=1, **EXPLODING), seed=3, weights=tmp_path)
+    assert ckpt.checkpoints(tmp_path) == []
+
+
+def test_explosion_seen_first_by_an_evaluation_is_a_divergence():
+    settings = TrainSettings(evaluate_every=1, **{**EXPLODING, "lr": 1e3})
+    with pytest.raises(TrainingDiverged, match="evaluation failed"):
+        train(SPEC.build(Lattice((4, 4)), 1), PHI4, settings, seed=3)
+
+
+def test_a_second_training_does_not_overwrite_the_first(tmp_path):
+    train(SPEC.build(Lattice((4, 4)), 1), PHI4, SETTINGS, seed=3, weights=tmp_path)
+    with pytest.raises(InputError, match="holds checkpoints of an earlier training"):
+        train(SPEC.build(Lattice((4, 4)), 1), PHI4, SETTINGS, seed=3, weights=tmp_path)
+    with pytest.raises(InputError, match="seed: 3, now 4"):
+        train(SPEC.build(Lattice((4, 4)), 1), PHI4, SETTINGS, seed=4, weights=tmp_path, resume=True)
+    other = SETTINGS.model_copy(update={"lr": 1.0})
+    with pytest.raises(InputError, match=r"train\.lr: 0\.002, now 1\.0"):
+        train(SPEC.build(Lattice((4, 4)), 1), PHI4, other, seed=3, weights=tmp_path, resume=True)
 
 
 def test_schedules():
@@ -201,7 +227,7 @@ def test_damaged_checkpoint(tmp_path):
         ckpt.load_weights(flow, path_)
     (path_ / "state.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(StoreError, match="format 99"):
-        ckpt.load_state(path_)
+        ckpt.load_state(path_, 3, SETTINGS)
 
 
 def test_no_weights_yet(tmp_path):
@@ -234,7 +260,7 @@ def test_weight_summary_known_answers():
     assert half.ess == 0.5 and half.log_z == pytest.approx(np.log(0.5)) and half.largest_share == 1.0
     shifted = summarise_weights(log_w + 5000)
     assert shifted.ess == pytest.approx(s.ess) and shifted.log_z == pytest.approx(s.log_z + 5000)
-    with pytest.raises(InputError, match="NaN"):
+    with pytest.raises(NumericalError, match="NaN"):
         summarise_weights(np.array([0.0, np.nan]))
 
 

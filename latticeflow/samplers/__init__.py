@@ -1,11 +1,14 @@
 """Samplers by name. A new one is one file here whose settings carry `@samplers.add(name)`."""
 
+from ..spec import import_all
 from .base import Draws, Sampler, SamplerSpec, State, samplers
 from .emcee import EmceeSampler, EmceeSpec
 from .exact import ExactSampler, ExactSpec
 from .flow import FlowSampler, FlowSamplerSpec
 from .hmc import HMC, HMCSpec
 from .integrators import check_reversibility, trajectory
+
+import_all(__name__, __path__)
 
 __all__ = [
     "HMC",

@@ -1,6 +1,9 @@
 """Targets by name. A new theory is one file here whose class carries `@targets.add(name)`."""
 
+from ..spec import import_all
 from .base import LatticeTarget, Target, targets
 from .scalar import FreeField, Phi4
+
+import_all(__name__, __path__)
 
 __all__ = ["FreeField", "LatticeTarget", "Phi4", "Target", "targets"]

@@ -6,6 +6,7 @@ generator's state is `(seed, step)`: every training step has its own keyed strea
 
 import json
 import os
+import secrets
 import shutil
 from pathlib import Path
 
@@ -16,48 +17,64 @@ from safetensors.torch import load_file, save_file
 from ..errors import InputError, StoreError
 from ..files import file_hash, sync_folder
 from ..flows import Flow
+from ..spec import differences
 from ..targets import LatticeTarget
+from .settings import TrainSettings
 
 FORMAT = 1
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name[len("step_") :])
 
 
 def checkpoints(weights: Path) -> list[Path]:
     """Complete checkpoints in `weights`, oldest first, ordered by their step as a number."""
     found = [p for p in Path(weights).glob("step_*") if p.name[5:].isdigit() and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name[5:]))
+    return sorted(found, key=step_of)
 
 
 def save_checkpoint(
-    weights: Path, step: int, flow: Flow, optimizer: torch.optim.Optimizer, state: dict, keep: int
+    weights: Path,
+    step: int,
+    flow: Flow,
+    optimizer: torch.optim.Optimizer,
+    seed: int,
+    settings: TrainSettings,
+    state: dict,
 ) -> Path:
-    """Write one checkpoint under its final name only when it is whole; then drop all but the last `keep`."""
-    weights.mkdir(parents=True, exist_ok=True)
+    """Write one checkpoint under its final name only when it is whole; then drop all but the last `settings.keep`.
+
+    `state`: what else the training needs to go on, plain values.
+    """
     final = weights / f"step_{step:08d}"
-    temporary = weights / f".{final.name}.{os.getpid()}.tmp"
-    for stale in weights.glob(".step_*.tmp"):  # left by a killed job
-        shutil.rmtree(stale)
-    temporary.mkdir()
-    tensors = {
-        f"{index}.{name}": value.detach().cpu().contiguous()
+    temporary = weights / f".{final.name}.{secrets.token_hex(4)}.tmp"
+    temporary.mkdir(parents=True)
+    moments = {
+        f"{index}.{name}": value
         for index, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in flow.state_dict().items()},
-        temporary / "flow.safetensors",
-    )
-    save_file(tensors, temporary / "optimizer.safetensors")
-    text = json.dumps({"format": FORMAT, "step": step, **state}, indent=1)
-    (temporary / "state.json").write_text(text, encoding="utf-8")
+    for name, tensors in (("flow", flow.state_dict()), ("optimizer", moments)):
+        plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        save_file(plain, temporary / f"{name}.safetensors")
+    whole = {
+        "format": FORMAT,
+        "step": step,
+        "seed": seed,
+        "settings": settings.model_dump(mode="json"),
+        **state,
+    }
+    (temporary / "state.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
     for path in temporary.iterdir():
         with open(path, "rb+") as handle:
             os.fsync(handle.fileno())
-    if final.exists():  # the same step again, after a resume that re-ran it
-        shutil.rmtree(final)
     os.replace(temporary, final)
     sync_folder(weights)
-    for old in checkpoints(weights)[:-keep]:
+    for old in checkpoints(weights)[: -settings.keep]:
         shutil.rmtree(old)
+    for stale in weights.glob(".step_*.tmp"):  # left by a killed job: one training runs at a time
+        shutil.rmtree(stale)
     return final
 
 
@@ -90,8 +107,12 @@ def load_weights(flow: Flow, checkpoint: Path) -> str:
     return file_hash(path)
 
 
-def load_state(checkpoint: Path) -> dict:
-    """`state.json` of a checkpoint. Raises `StoreError` if it is damaged or of a newer format."""
+def load_state(checkpoint: Path, seed: int, settings: TrainSettings) -> dict:
+    """`state.json` of a checkpoint.
+
+    Raises `StoreError` if it is damaged or of a newer format, `InputError` naming what differs if it was made
+    with another seed or other settings.
+    """
     path = Path(checkpoint) / "state.json"
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
@@ -99,6 +120,12 @@ def load_state(checkpoint: Path) -> dict:
         raise StoreError(f"{path} cannot be read ({error}); remove that checkpoint folder") from None
     if state.get("format") != FORMAT:
         raise StoreError(f"{path} has format {state.get('format')}; this version reads {FORMAT}")
+    changed = differences(
+        {"seed": state["seed"], "train": state["settings"]},
+        {"seed": seed, "train": settings.model_dump(mode="json")},
+    )
+    if changed:
+        raise InputError(f"{checkpoint} was made with other settings: {'; '.join(changed)}")
     return state
 
 

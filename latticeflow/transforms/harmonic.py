@@ -3,15 +3,10 @@
 `g(x) = e^a x + sum_{f=1}^F c_f sin(f w x)` with `r = sum_f |c_f f w| < e^a`, so that
 `g'(x) = e^a + sum_f c_f f w cos(f w x) >= e^a - r > 0`: invertible, and odd, hence Z2 equivariant.
 
-Harmonics are polynomials in the cosine (Chebyshev), `sin(f t) = sin(t) U_{f-1}(cos t)` and `cos(f t) = T_f(cos t)`,
-so that any number of them costs one sine and one cosine.
+Harmonics follow from one sine and one cosine by recurrence, so that any number of them costs no further ones.
 """
 
-from functools import lru_cache
-
-import numpy as np
 import torch
-from numpy.polynomial import chebyshev
 from torch import Tensor
 
 from ..errors import LatticeflowError
@@ -39,48 +34,39 @@ def _recur(before: Tensor, first: Tensor, twice_cos: Tensor, order: int) -> list
     return found[1 : order + 1]
 
 
-@lru_cache
-@torch.inference_mode(False)  # a cached inference tensor could not be differentiated through later
-def _powers_of_cos(order: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Harmonics as polynomials in the cosine, lowest power first, and their numbers 1 .. F.
+def _clenshaw(c: Tensor, twice_cos: Tensor) -> tuple[Tensor, Tensor]:
+    """`(b_1, b_2)` of Clenshaw's recurrence `b_f = c_f + 2 cos(t) b_{f+1} - b_{f+2}`, stable for any order.
 
-    Monomial coefficients of `U_0 .. U_{F-1}` (`[F, F]`; `U_{f-1} = T_f' / f`) and `T_1 .. T_F` (`[F, F + 1]`).
+    `sum_f c_f sin(f t) = sin(t) b_1` and `sum_f c_f cos(f t) = cos(t) b_1 - b_2`.
     """
-    t = np.array([np.pad(chebyshev.cheb2poly([0] * f + [1]), (0, order - f)) for f in range(1, order + 1)])
-    number = np.arange(1, order + 1)
-    u = t[:, 1:] * number / number[:, None]
-    u_t, t_t, number_t = (torch.tensor(a, dtype=dtype, device=device) for a in (u, t, number))
-    return u_t, t_t, number_t
-
-
-def _horner(coefficients: Tensor, x: Tensor) -> Tensor:
-    """`sum_k coefficients_k x^k`."""
-    *lower, total = coefficients.unbind()
-    total = total.expand_as(x)
-    for p in reversed(lower):
-        total = torch.addcmul(p, total, x)
-    return total
+    *lower, last = c.unbind()
+    b1, b2 = last.expand_as(twice_cos), torch.zeros_like(last)
+    for one in reversed(lower):
+        b1, b2 = torch.addcmul(one - b2, twice_cos, b1), b1
+    return b1, b2
 
 
 class _Parts:
-    """sin and cos of w x, and the coefficients with which `g`, `g'` and `g''` are polynomials in them."""
+    """sin and cos of w x, and `g`, `g'` and `g''` as sums over harmonics of them."""
 
     def __init__(self, x: Tensor, log_slope: Tensor, c: Tensor, w: Tensor):
         angle = w * x
-        self.x, self.slope, self.c, self.w = x, log_slope.exp(), c, w
+        self.x, self.slope, self.c = x, log_slope.exp(), c
         self.sin, self.cos = angle.sin(), angle.cos()
-        self.u, self.t, number = _powers_of_cos(len(c), c.dtype, c.device)
-        self.frequency = w * number
+        self.twice_cos = 2 * self.cos
+        self.frequency = w * torch.arange(1, len(c) + 1, dtype=c.dtype, device=c.device)
 
     def value(self) -> Tensor:
-        return torch.addcmul(self.slope * self.x, self.sin, _horner(self.c @ self.u, self.cos))
+        b1, _ = _clenshaw(self.c, self.twice_cos)
+        return torch.addcmul(self.slope * self.x, self.sin, b1)
 
     def first(self) -> Tensor:
-        powers = (self.c * self.frequency) @ self.t
-        return _horner(torch.cat([powers[:1] + self.slope, powers[1:]]), self.cos)
+        b1, b2 = _clenshaw(self.c * self.frequency, self.twice_cos)
+        return torch.addcmul(self.slope - b2, self.cos, b1)
 
     def second(self) -> Tensor:
-        return -self.sin * _horner((self.c * self.frequency.square()) @ self.u, self.cos)
+        b1, _ = _clenshaw(self.c * self.frequency.square(), self.twice_cos)
+        return -self.sin * b1
 
 
 def harmonic_map(x: Tensor, log_slope: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
