@@ -18,7 +18,8 @@ class FlowSampler(Sampler):
 
     The network runs in the flow's dtype in calls of `batch` configurations; the target's log_prob is
     evaluated in float64 at the stored x, and log q is accumulated in float64. In a float32 flow x is the
-    rounded image of the noise, so that log q differs from that of the stored x by rounding (`verify`'s tolerance).
+    rounded image of the noise, so that log q differs from that of the stored x by rounding: 1.3e-5 at most in a
+    trained 8x8 flow; `precision = "float64"` has 1e-12.
     """
 
     own_density = True
