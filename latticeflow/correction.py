@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import InputError, StatisticsError
-from .statistics import WeightSummary, summarise_weights
+from .statistics import WeightSummary
+from .statistics.weights import check_log_w, largest
 
 # Proposals turned into Python lists at a time: bounds the memory of a scan, whatever it is fed.
 _PIECE = 1 << 16
@@ -24,16 +25,6 @@ class Selection:
 
     def __len__(self) -> int:
         return len(self.index)
-
-
-def check_log_w(log_w: np.ndarray) -> np.ndarray:
-    """Log-weights as float64 `[N]`. Raises `InputError` for NaN, +inf or another number of dimensions."""
-    log_w = np.asarray(log_w, dtype=np.float64)
-    if log_w.ndim != 1:
-        raise InputError(f"log-weights of shape {log_w.shape}; expected one dimension, [proposals]")
-    if np.isnan(log_w).any() or np.isposinf(log_w).any():
-        raise InputError("log-weights hold NaN or +inf; legal are finite numbers and -inf")
-    return log_w
 
 
 @dataclass
@@ -64,7 +55,7 @@ class MetropolisScan:
     def feed(self, log_w: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The chain's entries for the next proposals: global indices, int64.
 
-        One entry a proposal; none for those before the start. Raises `InputError` for NaN or +inf.
+        One entry a proposal; none for those before the start. Raises `NumericalError` for NaN or +inf.
         """
         log_w = check_log_w(log_w)
         pieces = [self._feed(log_w[at : at + _PIECE], rng) for at in range(0, len(log_w), _PIECE)]
@@ -117,7 +108,7 @@ class MetropolisScan:
 def metropolis(log_w: np.ndarray, rng: np.random.Generator) -> Selection:
     """The Markov chain of independence Metropolis over log-weights `[N]`, unit weights.
 
-    N entries, fewer by the leading proposals of zero weight. See `MetropolisScan`. Raises `InputError` for
+    N entries, fewer by the leading proposals of zero weight. See `MetropolisScan`. Raises `NumericalError` for
     NaN or +inf, `StatisticsError` if every weight is zero.
     """
     index = MetropolisScan().feed(log_w, rng)
@@ -129,7 +120,7 @@ def metropolis(log_w: np.ndarray, rng: np.random.Generator) -> Selection:
 def reweight(log_w: np.ndarray) -> Selection:
     """All N proposals with weights `w / <w>`. Raises like `metropolis`."""
     log_w = check_log_w(log_w)
-    w = np.exp(log_w - _largest(log_w))
+    w = np.exp(log_w - largest(log_w))
     return Selection(np.arange(len(w), dtype=np.int64), w / w.mean())
 
 
@@ -143,19 +134,12 @@ def unweight(log_w: np.ndarray, rng: np.random.Generator, quantile: float = 1.0)
     log_w = check_log_w(log_w)
     if not 0 < quantile <= 1:
         raise InputError(f"quantile = {quantile}; expected 0 < quantile <= 1")
-    _largest(log_w)
+    largest(log_w)
     log_max = np.quantile(log_w, quantile, method="higher")
     if np.isneginf(log_max):
         raise StatisticsError(f"the {quantile} quantile of the weights is zero; choose one nearer to 1")
     kept = np.flatnonzero(log_w + rng.standard_exponential(len(log_w)) > log_max)
     return Selection(kept, np.exp(np.maximum(0.0, log_w[kept] - log_max)))
-
-
-def _largest(log_w: np.ndarray) -> float:
-    top = log_w.max(initial=-np.inf)
-    if np.isneginf(top):
-        raise StatisticsError("every weight is zero: the proposal never meets the target's support")
-    return float(top)
 
 
 @dataclass(frozen=True)
@@ -165,11 +149,3 @@ class CorrectionSummary:
     acceptance: float
     longest: int
     weights: WeightSummary
-
-
-def summarise(log_w: np.ndarray, rng: np.random.Generator) -> CorrectionSummary:
-    """Acceptance, ESS, log Z, largest share and longest rejection run of log-weights `[N]`, N >= 2."""
-    weights = summarise_weights(log_w)
-    scan = MetropolisScan()
-    scan.feed(log_w, rng)
-    return CorrectionSummary(scan.acceptance, scan.longest, weights)

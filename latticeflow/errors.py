@@ -17,6 +17,10 @@ class InputError(LatticeflowError, ValueError):
     status = 2
 
 
+class NumericalError(LatticeflowError, ArithmeticError):
+    """A number that was computed, not given, is NaN or infinite where it must not be."""
+
+
 class StoreError(LatticeflowError):
     """A file that is missing, corrupted, truncated, of another run or of a newer format."""
 

@@ -4,9 +4,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from latticeflow.correction import MetropolisScan, metropolis, reweight, summarise, unweight
-from latticeflow.errors import InputError, StatisticsError
+from latticeflow.correction import MetropolisScan, metropolis, reweight, unweight
+from latticeflow.errors import InputError, NumericalError, StatisticsError
+from latticeflow.samplers import Draws
+from latticeflow.statistics import summarise_weights
 
 # A target p and a proposal q on five states; log w = log p - log q, up to a constant.
 P = np.array([0.40, 0.05, 0.25, 0.20, 0.10])
@@ -152,20 +155,44 @@ def test_unweighting_to_a_quantile():
 
 def test_summary():
     _, log_w = proposals(14)
-    found = summarise(log_w, np.random.default_rng(15))
+    found = summarise_weights(log_w)
     exact = 1 / (P**2 / Q).sum()
-    assert abs(found.weights.ess - exact) < 4 * found.weights.ess_error
-    assert abs(found.weights.log_z - 3.7) < 4 * found.weights.log_z_error
-    scan = MetropolisScan()
-    scan.feed(log_w, np.random.default_rng(15))
-    assert (found.acceptance, found.longest) == (scan.acceptance, scan.longest)
+    assert abs(found.ess - exact) < 4 * found.ess_error
+    assert abs(found.log_z - 3.7) < 4 * found.log_z_error
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("correction", [metropolis, lambda w, rng: reweight(w), unweight])
+@pytest.mark.parametrize(
+    "correction", [metropolis, lambda w, rng: reweight(w), unweight, lambda w, rng: summarise_weights(w)]
+)
 def test_nan_and_plus_infinity_raise(correction, bad):
-    with pytest.raises(InputError, match="NaN or \\+inf"):
+    with pytest.raises(
+        NumericalError, match=r"1 of 3 log-weights are NaN or \+inf, the first .* at 1"
+    ) as caught:
         correction(np.array([0.0, bad, 1.0]), np.random.default_rng(0))
+    assert caught.value.status == 1  # not the user's arguments
+
+
+@pytest.mark.parametrize(
+    ("x", "log_prob", "log_w", "what"),
+    [
+        ([0, np.nan, 0], [0, 0, 0], None, "field that is not finite"),
+        ([0, np.inf, 0], [0, 0, 0], None, "field that is not finite"),
+        ([0, 0, 0], [0, np.inf, 0], None, "log_prob NaN"),
+        ([0, 0, 0], [0, -np.inf, 0], [0, np.nan, 0], "log_w NaN"),
+        ([0, 0, 0], [0, 0, 0], [0, np.inf, 0], "log_w NaN"),
+    ],
+)
+def test_draws_that_are_not_numbers(x, log_prob, log_w, what):
+    fields = torch.tensor(x, dtype=torch.float32)[:, None].expand(3, 4)
+    with pytest.raises(NumericalError, match=f"1 of 3 draws, the first draw 1, have .*{what}") as caught:
+        Draws(
+            fields, np.array(log_prob, dtype=float), None if log_w is None else np.array(log_w, dtype=float)
+        )
+    assert caught.value.status == 1
+    Draws(torch.zeros(3, 4), np.array([0, -np.inf, 0]), np.array([-np.inf, 0.0, 0.0]))  # legal
+    with pytest.raises(InputError, match="expected float64"):
+        Draws(torch.zeros(3, 4), np.zeros(3, dtype=np.float32))
 
 
 @pytest.mark.parametrize("correction", [metropolis, lambda w, rng: reweight(w), unweight])

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, NumericalError
 from ..spec import Registry, Spec
 from ..targets import Target
 
@@ -24,7 +24,8 @@ class Draws:
     `info`     what the physicist wants to see: float64 arrays `[steps]`, e.g. acceptance and exp(-dH) of HMC.
 
     For a chain sampler with C chains, draw i belongs to chain i % C and step i // C.
-    Raises `InputError` on NaN in any of the three, or +inf in log_prob or log_w.
+    Raises `NumericalError` naming the first draw with NaN in any of the three, or with +inf in log_prob or log_w,
+    or an infinite field; `InputError` for other shapes or dtypes.
     """
 
     x: Tensor
@@ -33,19 +34,23 @@ class Draws:
     info: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self):
-        if not bool(torch.isfinite(self.x).all()):
-            raise InputError("draws hold a field that is not finite")
+        _refuse(~torch.isfinite(self.x.flatten(1)).all(1).numpy(), "a field that is not finite")
         for name in ("log_prob", "log_w"):
             values = getattr(self, name)
             if values is None:
                 continue
             if values.dtype != np.float64 or values.shape != (len(self.x),):
                 raise InputError(f"{name}: {values.dtype} {values.shape}; expected float64 ({len(self.x)},)")
-            if np.isnan(values).any() or np.isposinf(values).any():
-                raise InputError(f"{name} holds NaN or +inf; legal are finite numbers and -inf")
+            bad = np.isnan(values) | np.isposinf(values)
+            _refuse(bad, f"{name} NaN or +inf; legal are finite numbers and -inf")
 
     def __len__(self) -> int:
         return len(self.x)
+
+
+def _refuse(bad: np.ndarray, what: str) -> None:
+    if bad.any():
+        raise NumericalError(f"{bad.sum()} of {len(bad)} draws, the first draw {bad.argmax()}, have {what}")
 
 
 # A chain's state: named float64/float32/int64 arrays, stored with each block; the next block goes on from it.
