@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import platform
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +15,11 @@ def write_atomic(
 
     `check(temporary path)` reads the file back and raises where it is not what was meant. The temporary
     file lies in the same folder and is removed on failure; a kill at any moment leaves either no file or a
-    whole one under `path`.
+    whole one under `path`. Its name is unique: ranks on other hosts, with the same process id, may write the
+    same file. `write` should still open it as new ("x").
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{secrets.token_hex(8)}.tmp")
     try:
         write(temporary)
         with open(temporary, "rb+") as handle:
@@ -31,7 +34,19 @@ def write_atomic(
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    def write(temporary: Path) -> None:
+        with open(temporary, "x", encoding="utf-8") as handle:
+            handle.write(text)
+
+    write_atomic(path, write)
+
+
+def source_hash(folder: Path) -> str:
+    """Hash of the Python files of a folder: marks what was computed with them."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def sync_folder(folder: Path) -> None:

@@ -215,6 +215,19 @@ def test_failed_write_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_two_writers_of_one_file_on_two_hosts(tmp_path, monkeypatch):
+    """Process ids agree, as they may on two nodes; each must still write its own file."""
+    monkeypatch.setattr("os.getpid", lambda: 77)
+
+    def outer(temporary):
+        with open(temporary, "x") as handle:
+            handle.write("whole")
+        write_atomic(tmp_path / "file", lambda other: other.open("x").close())
+
+    write_atomic(tmp_path / "file", outer)
+    assert (tmp_path / "file").read_text() == "whole" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_hole_in_a_chain(hmc):
     (hmc.path / block_files.block_name(1, 1)).unlink()
     with pytest.raises(StoreError, match=r"s000001_b000001\.h5 is missing.*chain is broken"):
@@ -328,22 +341,30 @@ def test_export(run, flow, tmp_path, suffix):
             with np.load(path) as file:
                 return {name: file[name] for name in file}
         with h5py.File(path) as file:
-            return {name: file[name][()] for name in file} | {"deck": file.attrs["deck"]}
+            return {name: file[name][()] for name in file} | dict(file.attrs)
 
     export_run(run, tmp_path / f"chain{suffix}")
     found, index = load(tmp_path / f"chain{suffix}"), flow.chain().index
     x = np.concatenate([fake_draws(b).x.numpy() for b in range(3)])
-    assert set(found) == {"x", "log_prob", "index", "deck"}
+    assert set(found) == {"x", "log_prob", "index", "deck", "ensemble"}
     np.testing.assert_array_equal(found["x"], x[index])
     np.testing.assert_array_equal(found["index"], index)
     assert 'kind = "phi4"' in str(found["deck"])
     export_run(run.path, tmp_path / f"raw{suffix}", proposals=True)
     found = load(tmp_path / f"raw{suffix}")
-    assert set(found) == {"x", "log_prob", "log_w", "weight", "deck"}
+    assert set(found) == {"x", "log_prob", "log_w", "weight", "deck", "ensemble"}
     np.testing.assert_array_equal(found["x"], x)
     assert found["weight"].mean() == pytest.approx(1)
     export_run(run, tmp_path / f"hmc{suffix}", sampler="hmc")
-    assert set(load(tmp_path / f"hmc{suffix}")) == {"x", "log_prob", "deck"}
+    found = load(tmp_path / f"hmc{suffix}")
+    assert set(found) == {"x", "log_prob", "chain", "step", "deck", "ensemble"}
+    record = json.loads(str(found["ensemble"]))
+    assert (record["sampler"], record["chains"], record["seed"]) == ("hmc", 8, 3)
+    # step 11 of chain 5 of stream 1: 8 steps a block, so step 3 of block 1, draw 3 * 8 + 5 of it
+    (at,) = np.flatnonzero((found["chain"] == 8 + 5) & (found["step"] == 11))
+    np.testing.assert_array_equal(found["x"][at], fake_draws(11, weighted=False).x[29])
+    for chain in range(16):
+        assert found["step"][found["chain"] == chain].tolist() == list(range(24))
 
 
 def test_export_refuses(run, tmp_path):

@@ -1,5 +1,6 @@
 """`latticeflow export`: an ensemble as one file for other tools."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +19,11 @@ def export_run(
 ) -> dict[str, np.ndarray]:
     """Write an ensemble to `out` (.npz, or .h5 / .hdf5 without chunks or checksums) and return its arrays.
 
-    `x` `[n, *event_shape]`, `log_prob` `[n]` and the deck as text. For an independent sampler the exact selection
-    by Metropolis: configurations repeat as the chain does, and `index` `[n]` says which proposal each is. With
-    `proposals` the raw draws instead, `log_w` `[n]`, and `weight` `[n]`, log_w as weights of mean 1. Draws of
-    chains are in the order of the store: block by block, step by step, chain by chain.
+    `x` `[n, *event_shape]`, `log_prob` `[n]` and, as text, `deck` and `ensemble`, the ensemble's record in JSON.
+    For an independent sampler the exact selection by Metropolis, one chain in order: configurations repeat as it
+    does, and `index` `[n]` says which proposal each is. With `proposals` the raw draws instead, `log_w` `[n]`, and
+    `weight` `[n]`, log_w as weights of mean 1. Of chains all draws, with int64 `chain` and `step` `[n]`: entry i is
+    step `step[i]` of chain `chain[i]`, counted over all streams (stream `chain[i] // C`, C the record's `chains`).
     Raises `InputError` for another suffix, a file that exists, or an ensemble that is empty or missing.
     """
     run = run if isinstance(run, Run) else Run.open(run)
@@ -35,8 +37,10 @@ def export_run(
         )
     if not out.parent.is_dir():
         raise InputError(f"export to {out}: there is no folder {out.parent}")
-    arrays = _arrays(Ensemble.open(run.ensemble(sampler)), proposals)
-    write_atomic(out, lambda temporary: writers[out.suffix](temporary, arrays, run.deck.toml()))
+    ensemble = Ensemble.open(run.ensemble(sampler))
+    arrays = _arrays(ensemble, proposals)
+    about = {"deck": run.deck.toml(), "ensemble": json.dumps(ensemble.record)}
+    write_atomic(out, lambda temporary: writers[out.suffix](temporary, arrays, about))
     return arrays
 
 
@@ -46,6 +50,8 @@ def _arrays(ensemble: Ensemble, proposals: bool) -> dict[str, np.ndarray]:
     names = ("x", "log_prob", "log_w") if ensemble.weighted else ("x", "log_prob")
     blocks = list(ensemble.iterate(*names))
     arrays = {name: np.concatenate([data[name] for data in blocks]) for name in names}
+    if ensemble.chains:
+        return arrays | _places(ensemble)
     if not ensemble.weighted:
         return arrays
     if proposals:
@@ -54,13 +60,23 @@ def _arrays(ensemble: Ensemble, proposals: bool) -> dict[str, np.ndarray]:
     return {"x": arrays["x"][index], "log_prob": arrays["log_prob"][index], "index": index}
 
 
-def _npz(path: Path, arrays: dict[str, np.ndarray], deck: str) -> None:
-    with open(path, "wb") as file:
-        np.savez(file, **{**arrays, "deck": np.array(deck)})  # type: ignore[arg-type]
+def _places(ensemble: Ensemble) -> dict[str, np.ndarray]:
+    """Draw i of a block is step i // C of chain i % C of its stream."""
+    size, C = ensemble.settings["block"], ensemble.chains
+    i = np.arange(size)
+    return {
+        "chain": np.concatenate([stream * C + i % C for stream, _ in ensemble.blocks]),
+        "step": np.concatenate([block * (size // C) + i // C for _, block in ensemble.blocks]),
+    }
 
 
-def _hdf5(path: Path, arrays: dict[str, np.ndarray], deck: str) -> None:
-    with h5py.File(path, "w", locking=False) as file:
-        file.attrs["deck"] = deck
+def _npz(path: Path, arrays: dict[str, np.ndarray], about: dict[str, str]) -> None:
+    with open(path, "xb") as file:
+        np.savez(file, **arrays, **about)  # type: ignore[arg-type]
+
+
+def _hdf5(path: Path, arrays: dict[str, np.ndarray], about: dict[str, str]) -> None:
+    with h5py.File(path, "x", locking=False) as file:
+        file.attrs.update(about)
         for name, array in arrays.items():
             file.create_dataset(name, data=array)

@@ -49,7 +49,7 @@ def write_h5(path: Path, arrays: dict[str, np.ndarray], attributes: dict) -> Non
     """Write arrays and attributes; whole, durable, read back and compared before the file has its name."""
 
     def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w", libver=("v110", "v110"), locking=False) as file:
+        with h5py.File(temporary, "x", libver=("v110", "v110"), locking=False) as file:
             file.attrs.update(attributes)
             for name, array in arrays.items():
                 put(file, name, array)

@@ -42,7 +42,7 @@ def write_chain(
 
     def write(temporary: Path) -> None:
         scan = MetropolisScan()
-        with h5py.File(temporary, "w", libver=("v110", "v110"), locking=False) as file:
+        with h5py.File(temporary, "x", libver=("v110", "v110"), locking=False) as file:
             options = {"maxshape": (None,), "chunks": (1 << 16,), "fletcher32": True}
             index = file.create_dataset("index", shape=(0,), dtype=np.int64, **options)
             for log_w, rng in pieces:
