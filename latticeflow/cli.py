@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -134,18 +135,24 @@ def main() -> None:
     except SystemExit as stop:
         _leave(stop.code if isinstance(stop.code, int) else 1 if stop.code else 0)
     except LatticeflowError as error:
-        print(f"latticeflow: error: {error}", file=sys.stderr)
-        _leave(error.status)
+        try:
+            print(f"latticeflow: error: {error}", file=sys.stderr)
+        finally:  # whatever became of the terminal
+            _leave(error.status)
     except BaseException:
-        traceback.print_exc()
-        _leave(1)
+        try:
+            traceback.print_exc()
+        finally:
+            _leave(1)
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
     """A thread that dies would otherwise leave a job that waits for its work, or that ends with status 0."""
-    threading.__excepthook__(failure)
-    _end_job(1)
-    os._exit(1)
+    try:
+        threading.__excepthook__(failure)
+    finally:
+        _end_job(1)
+        os._exit(1)
 
 
 def _leave(status: int) -> None:
@@ -159,8 +166,9 @@ def _end_job(status: int) -> None:
 
     At once, not when the interpreter ends (mpi4py.run.set_abort_status): that first joins every thread.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # a full disk or a closed pipe must not keep the job from ending
+            stream.flush()
     MPI = sys.modules.get("mpi4py.MPI")
     if MPI is not None and MPI.Is_initialized() and not MPI.Is_finalized():
         MPI.COMM_WORLD.Abort(status)
