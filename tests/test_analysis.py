@@ -254,8 +254,8 @@ def test_streams_are_cut_to_the_shortest(run, tmp_path):
     series, whole = Series.open(copy, "test_chain"), Series.open(run, "test_chain")
     assert (series.left_out, whole.left_out) == (3 * 4096, 0)
     np.testing.assert_array_equal(series["phi2"], whole["phi2"][:, :768])
-    assert series.info("acceptance").shape == (4, 768)
-    assert series.info("no such thing") is None
+    assert series.ensemble.info("acceptance").shape == (4, 768)
+    assert series.ensemble.info("no such thing") is None
 
 
 def test_frozen_and_too_short_are_words_not_numbers(rows, run, capsys):
@@ -337,9 +337,39 @@ def test_measurements_are_kept_and_reused(run, monkeypatch):
     monkeypatch.setattr(series_module, "measure", never)
     np.testing.assert_array_equal(Series.open(run, "test_chain")["correlator"], first)
     assert {path: path.stat().st_mtime_ns for path in first_files(run)} == before
-    monkeypatch.setattr(series_module, "version", lambda: "another")
-    with pytest.raises(AssertionError, match="measured twice"):
-        Series.open(run, "test_chain")
+    with monkeypatch.context() as patch:
+        patch.setattr(series_module, "version", lambda: "another")
+        with pytest.raises(AssertionError, match="measured twice"):
+            Series.open(run, "test_chain")
+
+
+def test_a_changed_target_is_measured_again(run, monkeypatch, tmp_path):
+    Series.open(run, "test_chain")
+    changed = shutil.copytree(series_module._TARGETS, tmp_path / "targets")
+    with open(changed / "scalar.py", "a") as file:
+        file.write("# another action\n")
+    monkeypatch.setattr(series_module, "_TARGETS", changed)
+    before = first_files(run)[0].stat().st_mtime_ns
+    Series.open(run, "test_chain")
+    assert first_files(run)[0].stat().st_mtime_ns != before
+
+
+@pytest.mark.parametrize("where", ["mkdir", "write"])
+def test_a_folder_one_may_not_write_to(run, tmp_path, monkeypatch, capsys, where):
+    copy = Run.create(run.deck, tmp_path / "copy")
+    shutil.copytree(run.ensemble("test_chain"), copy.ensemble("test_chain"), ignore=lambda *_: ["measured"])
+
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    if where == "mkdir":  # root, as in containers, may write anywhere: refuse by hand
+        monkeypatch.setattr(type(tmp_path), "mkdir", refuse)
+    else:
+        monkeypatch.setattr(series_module, "write_h5", refuse)
+    series = Series.open(copy, "test_chain")
+    assert capsys.readouterr().out.count("measurements are not kept") == 1
+    np.testing.assert_array_equal(series["phi2"], Series.open(run, "test_chain")["phi2"])
+    assert not list((copy.ensemble("test_chain") / "measured").glob("*"))
 
 
 def first_files(run):

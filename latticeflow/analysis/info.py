@@ -1,15 +1,14 @@
 """`latticeflow info`: what a run holds and where it came from."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
-
+from ..console import console
 from ..errors import LatticeflowError, StoreError
 from ..production.summary import summary_lines
 from ..run import Run
 from ..store import Ensemble
+from ..training import log
 from ..training.checkpoint import checkpoints
 
 
@@ -20,18 +19,18 @@ def print_info(run: Run | Path | str) -> None:
     raises `StoreError` naming it.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(f"run {run.path}\n\n{run.deck.toml()}")
-    console.print(_training(run))
+    out = console()
+    out.print(f"run {run.path}\n\n{run.deck.toml()}")
+    out.print(_training(run))
     damaged = []
     folder = run.path / "ensembles"
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        console.print(f"\nensemble {path.name}")
+        out.print(f"\nensemble {path.name}")
         try:
             for line in _ensemble(Ensemble.open(path)):
-                console.print(f"  {line}")
+                out.print(f"  {line}")
         except LatticeflowError as error:
-            console.print(f"  {error}")
+            out.print(f"  {error}")
             damaged.append(path.name)
     if damaged:
         raise StoreError(f"{run.path}: ensembles with problems, shown above: {', '.join(damaged)}")
@@ -42,12 +41,10 @@ def _training(run: Run) -> str:
     kept = f"checkpoints: {', '.join(path.name for path in found)}" if found else "no weights"
     if not run.log.is_file():
         return f"{kept}; no training log"
-    lines = run.log.read_text(encoding="utf-8").splitlines()
-    try:
-        last = json.loads(lines[-1])
-    except (IndexError, ValueError):
-        return f"{kept}; {run.log} has no whole last line"
-    return f"{kept}\nlast line of the training log: " + ", ".join(f"{k} {v}" for k, v in last.items())
+    lines = log.read(run.log)
+    if not lines:
+        return f"{kept}; {run.log} has no whole line"
+    return f"{kept}\nlast line of the training log: " + ", ".join(f"{k} {v}" for k, v in lines[-1].items())
 
 
 def _ensemble(ensemble: Ensemble):

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from ..console import console
+from ..correction import reweight
 from ..errors import FrozenSeries, StatisticsError, TooFewSamples
 from ..observables import Derived, Observable, Primary, observables
 from ..run import Run
@@ -116,11 +117,12 @@ def linearised(f: Callable[[dict[str, np.ndarray]], float], arrays: dict[str, np
 
 def _reweighted(series: Series, names: tuple[str, ...], f) -> tuple[float, float] | None:
     """`f` of the means `sum w a / sum w` over the proposals, which are independent: tau_int = 1/2."""
-    if series.weights is None:
+    if series.log_w is None:
         return None
     try:
+        weights = reweight(series.log_w).weight[None]
         value, error = jackknife(
-            f, {name: series.proposals(name) for name in names}, weights=series.weights, tau=0.5
+            f, {name: series.proposals(name) for name in names}, weights=weights, tau=0.5
         )
     except StatisticsError:
         return None
@@ -171,13 +173,6 @@ def notes(rows: dict[str, Row]) -> list[str]:
         f"{problem}: {', '.join(row.observable.symbol for row in group)} ({group[0].reason})"
         for problem, group in groups.items()
     ]
-
-
-def console() -> Console:
-    """Plain text as it is, `[core s]` too; as wide as the terminal, 110 columns in a file."""
-    plain = {"markup": False, "highlight": False}
-    here = Console(**plain)  # type: ignore[arg-type]
-    return here if here.is_terminal else Console(width=110, **plain)  # type: ignore[arg-type]
 
 
 def measure_run(run: Path | str, sampler: str = "flow") -> dict[str, Row]:

@@ -68,7 +68,7 @@ def _weights(series: Series) -> dict[str, Figure]:
 def _chains(series: Series) -> dict[str, Figure]:
     found = {}
     for key, label in (("acceptance", "acceptance"), ("exp_minus_dh", "⟨exp(−dH)⟩")):
-        values = series.info(key)
+        values = series.ensemble.info(key)
         if values is None:
             continue
         try:
@@ -76,7 +76,7 @@ def _chains(series: Series) -> dict[str, Figure]:
             found[key] = _figure(label, one.value, one.error)
         except StatisticsError as error:
             found[key] = Figure(label, problem(error))
-    smallest = series.info("smallest_acceptance")
+    smallest = series.ensemble.info("smallest_acceptance")
     if smallest is not None:
         worst = float(smallest[:, -1].min())  # the last step of a stream speaks for all before it
         found["smallest_acceptance"] = _figure("smallest acceptance of a chain", worst)

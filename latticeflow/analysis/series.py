@@ -1,7 +1,9 @@
 """Primary observables of an ensemble as Monte Carlo series, measured once and kept beside the blocks.
 
 `RUN/ensembles/SAMPLER/measured/` holds one file a block with its primaries, one row a draw. A file is written
-once and never changed; it counts only for the ensemble, block and version of the observables that it names.
+once and never changed; it counts only for the ensemble, block and version of observables and
+targets that it names.
+Where nothing can be written, measurements are made in memory.
 """
 
 import math
@@ -11,8 +13,11 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from .. import targets
+from ..console import console
 from ..correction import CorrectionSummary
 from ..errors import InputError, StatisticsError, StoreError
+from ..files import source_hash
 from ..observables import Primary, measure, observables, version
 from ..run import Run
 from ..samplers import samplers
@@ -20,6 +25,7 @@ from ..store import Chain, Ensemble
 from ..store.block import get, open_h5, write_h5
 from ..targets import Target
 
+_TARGETS = Path(targets.__file__).parent  # action and virial are the target's
 _REMEDY = "delete that file; it is measured again"
 
 
@@ -39,7 +45,12 @@ class Series:
             raise StatisticsError(f"{ensemble.path} holds no finished block; run sample again")
         self.names = [one.name for one in observables.of(target) if isinstance(one, Primary)]
         self._read_before: dict[str, np.ndarray] = {}
-        self.stamp = {"observables": version(), "identity": ensemble.identity}
+        self._unsaved: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+        self.stamp = {
+            "observables": version(),
+            "targets": source_hash(_TARGETS),
+            "identity": ensemble.identity,
+        }
         self._measure_all()
 
     @classmethod
@@ -68,11 +79,6 @@ class Series:
     def log_w(self) -> np.ndarray | None:
         """log of target over proposal of every proposal, float64 `[N]`; None where there are none."""
         return self.ensemble.log_w if self.ensemble.weighted else None
-
-    @cached_property
-    def weights(self) -> np.ndarray | None:
-        """Importance weights over their largest, `[1, N]`; None where there are none."""
-        return None if self.log_w is None else np.exp(self.log_w - self.log_w.max())[None]
 
     @cached_property
     def chain(self) -> Chain | None:
@@ -112,26 +118,9 @@ class Series:
         """Primary `name` of the draws of an independent sampler, without correction, `[1, N, ...]`."""
         return self._all(name, self.blocks)[None]
 
-    def info(self, name: str) -> np.ndarray | None:
-        """What the sampler recorded at each step, `[streams, steps]`; None if it recorded no such thing."""
-        key = f"info/{name}"
-        if key not in self.ensemble.read(*self.blocks[0]):
-            return None
-        return np.stack(
-            [
-                np.concatenate([self.ensemble.read(*at, key)[key] for at in keys])
-                for keys in self._streams.values()
-            ]
-        )
-
     @cached_property
     def _streams(self) -> dict[int, list[tuple[int, int]]]:
-        """Blocks of each stream, as many of each as the shortest has."""
-        streams: dict[int, list[tuple[int, int]]] = {}
-        for stream, block in self.blocks:
-            streams.setdefault(stream, []).append((stream, block))
-        shortest = min(map(len, streams.values()))
-        return {stream: keys[:shortest] for stream, keys in streams.items()}
+        return self.ensemble.streams
 
     def _path(self, key: tuple[int, int]) -> Path:
         return self.ensemble.path / "measured" / f"s{key[0]:06d}_b{key[1]:06d}.h5"
@@ -143,16 +132,26 @@ class Series:
         return self._read_before[name]
 
     def _read(self, key: tuple[int, int], name: str) -> np.ndarray:
+        if key in self._unsaved:
+            return self._unsaved[key][name]
         with open_h5(self._path(key), _REMEDY) as file:
             return get(file, name)
 
     def _measure_all(self) -> None:
         missing = [key for key in self.blocks if not self._is_measured(key)]
-        self._path((0, 0)).parent.mkdir(exist_ok=True)
-        bar = track(missing, f"measuring {self.ensemble.sampler}", transient=True, disable=len(missing) < 8)
+        out, few = console(), len(missing) < 8
+        bar = track(missing, f"measuring {self.ensemble.sampler}", console=out, transient=True, disable=few)
         for key in bar:
             values = measure(self.target, self.ensemble.read(*key, "x")["x"], *self.names)
-            write_h5(self._path(key), values, {**self.stamp, "stream": key[0], "block": key[1]})
+            if self._unsaved:  # one block could not be stored: nor could the next
+                self._unsaved[key] = values
+                continue
+            try:
+                self._path(key).parent.mkdir(exist_ok=True)
+                write_h5(self._path(key), values, {**self.stamp, "stream": key[0], "block": key[1]})
+            except OSError as error:  # somebody else's folder, a read-only or a full disk
+                out.print(f"measurements are not kept, the next call makes them again: {error}")
+                self._unsaved[key] = values
 
     def _is_measured(self, key: tuple[int, int]) -> bool:
         """Whether the block's file is there, readable, and of this ensemble and version."""

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from ..errors import StatisticsError
+from ..statistics import bracket, mean
 from ..store import Ensemble
 
 
@@ -35,21 +34,19 @@ def _corrected(ensemble: Ensemble) -> Iterator[str]:
 
 
 def _chains(ensemble: Ensemble) -> Iterator[str]:
-    keys = ensemble.blocks
-    names = [name for name in ensemble.names(*keys[0]) if name.startswith("info/")]
-    info: dict[str, dict[int, list[np.ndarray]]] = {name[5:]: {} for name in names}
-    for stream, block in keys:
-        for name, values in (ensemble.read(stream, block, *names) if names else {}).items():
-            info[name[5:]].setdefault(stream, []).append(values)
-    series = {name: {s: np.concatenate(v) for s, v in streams.items()} for name, streams in info.items()}
-    if "acceptance" in series:
-        mean = np.mean([v.mean() for v in series["acceptance"].values()])
-        line = f"acceptance {mean:.4f} over {len(series['acceptance'])} streams of {ensemble.chains} chains"
-        if "smallest_acceptance" in series:  # of any chain, accumulated since tuning
-            smallest = min(v[-1] for v in series["smallest_acceptance"].values())
-            line += f", smallest of any chain {smallest:.4f}"
+    acceptance = ensemble.info("acceptance")
+    if acceptance is not None:
+        line = (
+            f"acceptance {acceptance.mean():.4f} over {len(acceptance)} streams of {ensemble.chains} chains"
+        )
+        smallest = ensemble.info("smallest_acceptance")
+        if smallest is not None:  # of any chain, accumulated since tuning
+            line += f", smallest of any chain {smallest[:, -1].min():.4f}"
         yield line
-    if "exp_minus_dh" in series:
-        means = np.array([v.mean() for v in series["exp_minus_dh"].values()])
-        error = f" +- {means.std(ddof=1) / np.sqrt(len(means)):.5f}" if len(means) > 1 else ""
-        yield f"<exp(-dH)> = {means.mean():.5f}{error} (1 if correct)"
+    exp_minus_dh = ensemble.info("exp_minus_dh")
+    if exp_minus_dh is not None:
+        try:
+            found = mean(exp_minus_dh)
+            yield f"<exp(-dH)> = {bracket(found.value, found.error)} (1 if correct)"
+        except StatisticsError as error:
+            yield f"<exp(-dH)> = {exp_minus_dh.mean():.5f}, without an error: {error}"

@@ -123,6 +123,22 @@ class Ensemble:
         return present
 
     @property
+    def streams(self) -> dict[int, list[tuple[int, int]]]:
+        """Blocks of each stream, as many of each as the shortest stream has."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        for key in self.blocks:
+            found.setdefault(key[0], []).append(key)
+        shortest = min(map(len, found.values()), default=0)
+        return {stream_: keys[:shortest] for stream_, keys in found.items()}
+
+    def info(self, name: str) -> np.ndarray | None:
+        """What the sampler recorded at each step, `[streams, steps]`; None if it recorded no such thing."""
+        key, streams = f"info/{name}", list(self.streams.values())
+        if not streams or key not in self.names(*streams[0][0]):
+            return None
+        return np.stack([np.concatenate([self.read(*at, key)[key] for at in keys]) for keys in streams])
+
+    @property
     def draws(self) -> int:
         """Configurations stored."""
         return len(self.present) * self.settings["block"]
