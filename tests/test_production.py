@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,13 +20,17 @@ from pydantic import Field
 
 from latticeflow.analysis.info import print_info
 from latticeflow.config import Deck
-from latticeflow.errors import InputError, Stopped, StoreError
+from latticeflow.errors import InputError, NumericalError, Stopped, StoreError
 from latticeflow.production import ranks as ranks_module
-from latticeflow.production.device import pick_device
+from latticeflow.production import sample as sample_module
+from latticeflow.production.device import bind_device, pick_device
 from latticeflow.production.ranks import Ranks, check_launcher
 from latticeflow.production.sample import sample_run
+from latticeflow.production.summary import summary_lines
+from latticeflow.random import Purpose
 from latticeflow.run import Run
 from latticeflow.samplers import Draws, Sampler, SamplerSpec, samplers
+from latticeflow.store import Ensemble
 from latticeflow.training import TrainSettings, train
 
 DECK = {
@@ -245,13 +251,36 @@ def test_pick_device():
     assert pick_device("auto", 0, 0, 4) == "cpu"
     assert pick_device("auto", 2, 4, 4) == "cuda:2"
     assert pick_device("cuda", 3, 2, 4, share=True) == "cuda:1"
-    for name in ("auto", "cuda"):
-        with pytest.raises(InputError, match="4 ranks on this node and 2 GPUs"):
-            pick_device(name, 0, 2, 4)
+    assert pick_device("auto", 0, 2, 4) == "cpu"
+    with pytest.raises(InputError, match="4 ranks on this node and 2 GPUs"):
+        pick_device("cuda", 0, 2, 4)
     with pytest.raises(InputError, match="sees no GPU"):
         pick_device("cuda", 0, 0, 1)
     with pytest.raises(InputError, match="'tpu'; expected"):
         pick_device("tpu")
+
+
+class FourRanks(Ranks):
+    """Rank `rank` of four on one node that all see the same GPUs."""
+
+    def __init__(self, rank):
+        super().__init__()
+        self.rank = self.local_rank = rank
+        self.size = self.local_size = 4
+
+    def gather_local(self, value):
+        return [value] * 4
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_too_few_gpus_for_auto_is_said_once(monkeypatch, capsys, rank):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=i))
+    assert bind_device("auto", FourRanks(rank)) == "cpu"
+    said = "4 ranks on this node and 2 GPUs: computing on cpu"
+    assert (said in capsys.readouterr().out) == (rank == 0)
+    with pytest.raises(InputError, match="--share-gpus"):
+        bind_device("cuda", FourRanks(rank))
 
 
 def test_extending_keeps_what_is_there(run, reference, capsys):
@@ -299,7 +328,7 @@ def test_sigterm_stops_resumably(run, reference):
 
     thread = threading.Thread(target=stop)
     thread.start()
-    with pytest.raises(Stopped, match="draws are stored") as stopped:
+    with pytest.raises(Stopped, match="blocks are stored") as stopped:
         sample_run(run, sampler="hmc", draws=100_000)
     thread.join()
     assert stopped.value.status == 75 and signal.getsignal(signal.SIGTERM) is before
@@ -307,6 +336,70 @@ def test_sigterm_stops_resumably(run, reference):
     sample_run(run, sampler="hmc", draws=DRAWS["hmc"])
     found = contents(run)
     assert all(found[name] == data for name, data in reference.items() if "/hmc/" in name)
+
+
+@pytest.mark.parametrize("place", ["_build", "missing_blocks", "bind_device", "summary_lines", "build_chain"])
+def test_sigterm_at_any_time_stops_resumably(run, monkeypatch, place):
+    def killed(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        raise AssertionError("went on after SIGTERM")
+
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody was listening"))  # rather than end the tests
+    with monkeypatch.context() as patch:
+        patch.setattr(Ensemble if place == "build_chain" else sample_module, place, killed)
+        with pytest.raises(Stopped, match="same command goes on"):
+            sample_run(run, sampler="flow", draws=100)
+    signal.signal(signal.SIGTERM, before)
+    assert sample_run(run, sampler="flow", draws=100).chain().proposals == 192
+
+
+def test_a_draw_that_overflows_is_named(run, monkeypatch):
+    """log w = +inf in the second block: status 1, naming the block and the way out."""
+
+    second = -1
+
+    class Overflowing(Sampler):
+        own_density = True
+
+        def draw(self, state, n, rng):
+            log_w = np.zeros(n)
+            if rng.integers(2**62) == second:
+                log_w[5] = np.inf
+            return Draws(torch.zeros(n, 2, 2), np.zeros(n), log_w), None
+
+    class OverflowingSpec(SamplerSpec):
+        kind = "overflowing"
+        block: int = Field(8, gt=0)
+        precision: str = "float32"
+
+        def build(self, target, flow=None, device="cpu"):
+            return Overflowing()
+
+    monkeypatch.setitem(samplers.classes, "overflowing", OverflowingSpec)
+    ensemble = sample_run(run, sampler="overflowing", draws=8)  # the first block is sound
+    second = ensemble.generator(Purpose.DRAW, 1, 0).integers(2**62)
+    wanted = r'stream 1, block 0: 1 of 8 draws, the first draw 5, have log_w .*precision = "float64"'
+    with pytest.raises(NumericalError, match=wanted) as caught:
+        sample_run(run, sampler="overflowing", draws=16)
+    assert caught.value.status == 1
+
+
+def test_error_of_exp_minus_dh_uses_all_steps(tmp_path):
+    """White noise of width 0.1 over 2 x 2,000 steps: error 0.1 / sqrt(4000), whatever the two streams' means."""
+    record = dict(sampler="hmc", settings={"block": 8000}, target={}, seed=1, weights=None)
+    ensemble = Ensemble.create(tmp_path / "hmc", **record, chains=4, interacting=False, weighted=False)
+    rng = np.random.default_rng(3)
+    noise = 1 + 0.1 * rng.normal(size=(2, 2000))
+    noise += 1 - noise.mean(1, keepdims=True)  # equal means: their scatter would say no error at all
+    for stream in range(2):
+        info = {"exp_minus_dh": noise[stream], "acceptance": np.full(2000, 0.8)}
+        ensemble.write(stream, 0, Draws(torch.zeros(8000, 1), np.zeros(8000), info=info), {}, 1.0)
+    (line,) = [line for line in summary_lines(ensemble) if "exp(-dH)" in line]
+    found = re.fullmatch(r"<exp\(-dH\)> = 1\.0000\((\d+)\) \(1 if correct\)", line)
+    assert found, line
+    assert int(found[1]) * 1e-4 == pytest.approx(0.1 / np.sqrt(4000), rel=0.1)
 
 
 def test_leftovers_of_killed_jobs_go(run):
@@ -388,6 +481,14 @@ def test_from_a_deck(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="did you mean 'exact'"):
         sample_run("deck.toml", sampler="exakt", draws=10)
     assert not Path("runs").exists()
+    with pytest.raises(InputError, match="no weights"):
+        sample_run("deck.toml", sampler="flow", draws=10)  # not trained
+    assert not Path("runs").exists()
+    Path("runs/free").mkdir(parents=True)
+    Path("runs/free/mine").touch()
+    with pytest.raises(InputError, match="exists; nothing was changed"):
+        sample_run("deck.toml", sampler="exact", draws=10)
+    Path("runs/free/mine").unlink()
     ensemble = sample_run("deck.toml", sampler="exact", draws=10)
     assert ensemble.path == Path("runs/free/ensembles/exact")
     assert sample_run("deck.toml", sampler="exact", draws=150).draws == 200
@@ -416,6 +517,9 @@ def test_info(run, capsys):
         "torch: 2",
     ):
         assert part in text
+    (run / "train.jsonl").write_text('{"step": 7, "loss": 1.5}\n{"step": 8, "lo')
+    print_info(run)
+    assert "last line of the training log: step 7, loss 1.5" in capsys.readouterr().out
     path = run / "ensembles/hmc/s000001_b000000.h5"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(StoreError, match="ensembles with problems, shown above: hmc"):

@@ -2,6 +2,7 @@
 
 import torch
 
+from ..console import console
 from ..errors import InputError
 from .ranks import Ranks
 
@@ -15,9 +16,10 @@ def pick_device(
 ) -> str:
     """ "cpu" or "cuda:i", one GPU for each rank of a node.
 
-    `name`: "cpu", "cuda", or "auto" (cuda where there is a GPU). `gpu_count`: GPUs that this rank sees; default,
-    those that torch counts. `local_rank` of `local_size` ranks on this node. With `share`, ranks go round robin
-    over the GPUs. Raises `InputError` for an unknown name, no GPU, or fewer GPUs than ranks.
+    `name`: "cpu", "cuda", or "auto" (cuda where there is a GPU for every rank). `gpu_count`: GPUs that this rank
+    sees; default, those that torch counts. `local_rank` of `local_size` ranks on this node. With `share`, ranks
+    go round robin over the GPUs. Raises `InputError` for an unknown name, and for "cuda" with no GPU or fewer GPUs
+    than ranks.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"device '{name}'; expected cpu, cuda or auto")
@@ -30,6 +32,8 @@ def pick_device(
             return "cpu"
         raise InputError("device 'cuda': torch sees no GPU here; use --device cpu, or a torch built for CUDA")
     if local_size > gpu_count and not share:
+        if name == "auto":
+            return "cpu"
         raise InputError(
             f"{local_size} ranks on this node and {gpu_count} GPUs: start at most one rank for each GPU, or "
             "give --device cpu, or allow several ranks a GPU with --share-gpus"
@@ -51,4 +55,9 @@ def bind_device(name: str, ranks: Ranks, share: bool = False) -> str:
     device = pick_device(name, local_rank, count, local_size, share)
     if device != "cpu":
         torch.cuda.set_device(device)
+    elif count:
+        console(quiet=not ranks.root).print(
+            f"{local_size} ranks on this node and {count} GPUs: computing on cpu. To use the GPUs start one rank "
+            "for each, or allow several ranks a GPU with --share-gpus"
+        )
     return device

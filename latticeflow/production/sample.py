@@ -5,28 +5,28 @@ all are done. The random numbers of a block are named by (seed, sampler, stream,
 who draws it, or when.
 """
 
-import signal
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..config import Deck, override
-from ..errors import InputError, Stopped
+from ..console import console
+from ..errors import InputError, NumericalError, Stopped
 from ..random import Purpose
 from ..run import Run
 from ..samplers import Sampler, SamplerSpec, samplers
 from ..store import Ensemble
 from ..store.provenance import provenance
 from ..targets import targets
+from ..threads import threads
 from ..training.checkpoint import load_flow
 from .device import bind_device
+from .interrupt import stop_on_sigterm
 from .ranks import Ranks
 from .summary import summary_lines
 
@@ -38,7 +38,7 @@ def sample_run(
     *,
     sampler: str = "flow",
     draws: int,
-    overrides: list[str] | tuple[str, ...] = (),
+    overrides: Sequence[str] = (),
     device: str = "auto",
     share_gpus: bool = False,
 ) -> Ensemble:
@@ -50,46 +50,53 @@ def sample_run(
     `python -m mpi4py`, which end the whole job when one rank fails.
 
     Raises `InputError` for draws < 1, settings other than those that the ensemble was begun with, missing weights or
-    GPUs; `StoreError` for damaged files; `Stopped` (status 75) on an interrupt or SIGTERM.
+    GPUs; `StoreError` for damaged files; `NumericalError` naming the block where a draw overflows; `Stopped` (status 75)
+    on an interrupt or SIGTERM at any time.
     """
+    with stop_on_sigterm():
+        try:
+            return _sample(run, sampler, draws, overrides, device, share_gpus)
+        except KeyboardInterrupt:
+            raise Stopped("stopped; whole blocks are stored. The same command goes on from there") from None
+
+
+def _sample(
+    run: Run | Path | str, sampler: str, draws: int, overrides: Sequence[str], device: str, share_gpus: bool
+) -> Ensemble:
     ranks = Ranks.world()
     with ranks.root_first():
         if draws < 1:
             raise InputError(f"--draws {draws}: expected at least 1")
-        samplers.find(sampler)  # before a run folder is made for a misspelt name
+        samplers.find(sampler)
         job = None
         if ranks.root:
             opened = _open(run)
             job = opened, _settings(opened.deck, sampler, overrides)
     opened, spec = ranks.broadcast(job)
     begun = time.perf_counter()
-    with _threads(spec.threads), _stop_on_sigterm():
+    with threads(spec.threads):
         where = bind_device(device, ranks, share_gpus)
         with ranks.root_first():
             built, weights = _build(opened, spec, where)
-            record = _record(opened, spec, built, weights)
-            ensemble = Ensemble.create(opened.ensemble(sampler), **record)
+            if ranks.root and not (opened.path / "deck.toml").is_file():  # late: a failure leaves no folder
+                Run.create(opened.deck, opened.path)
+            ensemble = Ensemble.create(opened.ensemble(sampler), **_record(opened, spec, built, weights))
         # one list for all: another node may see the folder a moment late
         missing = ranks.broadcast(missing_blocks(ensemble, spec, draws))
         work = share_out(missing, ranks, built.chains > 0)
         worker = _Worker(built, ensemble, spec, where)
-        console = Console(soft_wrap=True, highlight=False, quiet=not ranks.root)
-        console.print(_announce(opened, ensemble, missing, draws, ranks, where))
-        try:
-            _draw(worker, work, console)
-            ranks.barrier()
-        except KeyboardInterrupt:
-            raise Stopped(
-                f"stopped; {ensemble.draws:,} draws are stored. The same command goes on from there"
-            ) from None
+        out = console(quiet=not ranks.root)
+        out.print(_announce(opened, ensemble, missing, draws, ranks, where))
+        _draw(worker, work, out)
+        ranks.barrier()
     if ranks.root:
         _remove_leftovers(ensemble)
         if ensemble.weighted:
             ensemble.build_chain()
         for line in summary_lines(ensemble):
-            console.print(line)
+            out.print(line)
         seconds = time.perf_counter() - begun
-        console.print(f"{len(missing)} blocks drawn in {seconds:.1f} s on {ranks.size} rank(s)")
+        out.print(f"{len(missing)} blocks drawn in {seconds:.1f} s on {ranks.size} rank(s)")
     ranks.barrier()
     return ensemble
 
@@ -134,6 +141,21 @@ class _Worker:
         }
 
     def draw(self, stream: int, block: int) -> None:
+        with self._named(stream, block):
+            self._draw(stream, block)
+
+    @contextmanager
+    def _named(self, stream: int, block: int) -> Iterator[None]:
+        """Say of numbers that went wrong where they did."""
+        try:
+            yield
+        except NumericalError as error:
+            advice = ""
+            if self.spec.precision == "float32":
+                advice = f'. float32 overflows early: set precision = "float64" in [sampler.{self.spec.kind}]'
+            raise NumericalError(f"stream {stream}, block {block}: {error}{advice}") from None
+
+    def _draw(self, stream: int, block: int) -> None:
         ensemble, about = self.ensemble, dict(self.about)
         begun = time.perf_counter()
         if self.sampler.chains:
@@ -165,7 +187,7 @@ def _draw(worker: _Worker, work: list[Key], console: Console, every: float = 60.
 
 
 def _open(run: Run | Path | str) -> Run:
-    """The run; from a deck, `runs/NAME`, made if need be."""
+    """The run; from a deck, `runs/NAME`, which may not be there yet."""
     if isinstance(run, Run):
         return run
     path = Path(run)
@@ -176,7 +198,7 @@ def _open(run: Run | Path | str) -> Run:
     deck = Deck.read(path)
     folder = Path("runs") / deck.name
     if not (folder / "deck.toml").is_file():
-        return Run.create(deck, folder)
+        return Run(folder, deck)
     found = Run.open(folder)
     found.require_same(deck)
     return found
@@ -235,31 +257,3 @@ def _remove_leftovers(ensemble: Ensemble, age: float = 3600.0) -> None:
     for path in ensemble.path.glob(".*.tmp"):
         if time.time() - path.stat().st_mtime > age:
             path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _threads(threads: int) -> Iterator[None]:
-    """torch's thread count for the duration."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM, by which batch systems announce the end of a job, stop like Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
