@@ -1,14 +1,20 @@
 """The command line from end to end on a 4x4 lattice, and what it answers to bad input: message and exit status."""
 
+import io
 import json
 import shutil
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import h5py
 import numpy as np
 import pytest
+import torch
+from jobs import contents
 
 from latticeflow.cli import main
+from latticeflow.run import Run
+from latticeflow.training.checkpoint import load_flow
 
 DECK = """
 name = "small"
@@ -40,21 +46,24 @@ thermalisation = 200
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("cli")
-
-
-@pytest.fixture
-def call(folder, monkeypatch, capsys):
-    """Run `latticeflow ...` in the folder, in this process; returns (status, what it printed)."""
-    monkeypatch.chdir(folder)
+    folder = tmp_path_factory.mktemp("cli")
     (folder / "deck.toml").write_text(DECK)
+    (folder / "nolam.toml").write_text(DECK.replace("lam = 8.0\n", ""))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def call(folder):
+    """Run `latticeflow ...` in the folder, in this process; returns (status, what it printed)."""
 
     def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["latticeflow", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        printed = capsys.readouterr()
-        return stop.value.code or 0, printed.out + printed.err
+        out = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(out):
+            patch.chdir(folder)
+            patch.setattr(sys, "argv", ["latticeflow", *arguments])
+            with pytest.raises(SystemExit) as stop:
+                main()
+        return stop.value.code or 0, out.getvalue()
 
     return call
 
@@ -64,35 +73,63 @@ def ok(answer: tuple[int, str]) -> str:
     return answer[1]
 
 
-def test_the_whole_pipeline(call, folder):
+@pytest.fixture(scope="module")
+def run(call, folder):
+    """A run folder, trained and with draws of every sampler. Tests that damage it copy it first."""
     assert "ESS" in ok(call("train", "deck.toml"))
     assert "ESS" in ok(call("sample", "runs/small", "--draws", "8000"))
     ok(call("sample", "runs/small", "--sampler", "hmc", "--draws", "16000"))
-    assert "nothing to draw" in ok(call("sample", "runs/small", "--draws", "8000"))
     ok(call("sample", "deck.toml", "--sampler", "emcee", "--draws", "4000"))
+    return folder / "runs/small"
+
+
+def test_what_is_there_is_not_made_again(call, run):
+    assert "nothing to draw" in ok(call("sample", "runs/small", "--draws", "8000"))
+    assert "trained already" in ok(call("train", "deck.toml", "--resume"))
+
+
+def test_analysis(call, run):
     assert "χ₂" in ok(call("measure", "runs/small", "--sampler", "hmc"))
     assert "emcee" in ok(call("info", "runs/small"))
     out = ok(call("compare", "runs/small"))
     assert "log Z" in out and "pull" in out
-    page = (folder / "runs/small/compare/compare.html").read_text()
+    page = (run / "compare/compare.html").read_text()
     assert "data:image/png;base64," in page and "http://" not in page and "https://" not in page
-    numbers = json.loads((folder / "runs/small/compare/compare.json").read_text())
-    assert numbers
-    assert "trained already" in ok(call("train", "deck.toml", "--resume"))
+    assert json.loads((run / "compare/compare.json").read_text())
 
 
-def test_export_is_the_corrected_chain(call, folder):
+def test_export_is_the_corrected_chain(call, run, folder):
+    """Stored log_prob and log_w against S by this formula, and log q through the inverse in float64."""
     ok(call("export", "runs/small", "chain.npz"))
     ok(call("export", "runs/small", "raw.h5", "--proposals"))
     chain = np.load(folder / "chain.npz")
     with h5py.File(folder / "raw.h5") as raw:
-        x, log_w = raw["x"][()], raw["log_w"][()]
-    assert len(x) == len(log_w) == 8192
-    # log_w again from its definition at the stored fields: S by this formula, log q from log_prob - log_w
-    s = sum((np.roll(x, -1, mu) - x) ** 2 for mu in (1, 2)).sum((1, 2)) + (-4 * x**2 + 8 * x**4).sum((1, 2))
-    with h5py.File(folder / "raw.h5") as raw:
-        np.testing.assert_allclose(raw["log_prob"][()], -s, rtol=1e-5, atol=1e-4)
+        x, log_prob, log_w = (raw[name][()] for name in ("x", "log_prob", "log_w"))
+    assert x.dtype == np.float32 and len(x) == len(log_w) == 8192
     np.testing.assert_array_equal(chain["x"], x[chain["index"]])
+    x = x.astype(np.float64)
+    s = sum((np.roll(x, -1, mu) - x) ** 2 for mu in (1, 2)).sum((1, 2)) + (-4 * x**2 + 8 * x**4).sum((1, 2))
+    np.testing.assert_allclose(log_prob, -s, rtol=0, atol=1e-12)
+    flow, _ = load_flow(run / "weights", Run.open(run).deck)
+    with torch.no_grad():
+        log_q = flow.double().log_prob(torch.from_numpy(x)).numpy()
+    # x is the float32 image of its noise, so log q at the stored x differs by rounding
+    np.testing.assert_allclose(log_w, -s - log_q, rtol=0, atol=3e-5)
+
+
+def test_reversibility_on_request_changes_no_stored_draw(call, run, folder):
+    """Every data set of x, log_prob and info, byte by byte, with the check switched on by --set."""
+    shutil.copytree(run, folder / "checked", ignore=shutil.ignore_patterns("ensembles"))
+    on = ("--set", "sampler.hmc.check_reversibility=true")
+    ok(call("sample", "checked", "--sampler", "hmc", "--draws", "16000", *on))
+    plain, checked = (
+        {n: f for n, f in contents(r).items() if "/hmc/s0" in n} for r in (run, folder / "checked")
+    )
+    assert plain.keys() == checked.keys() and len(plain) == 8
+    for name, arrays in plain.items():
+        new = {one.removeprefix("state/") for one in checked[name].keys() - arrays.keys()}
+        assert new == {"reversibility_dx", "reversibility_dh"}
+        assert {one: checked[name][one] for one in arrays} == arrays
 
 
 BAD = {
@@ -128,18 +165,16 @@ BAD = {
     "exact on phi4": (["sample", "runs/small", "--sampler", "exact", "--draws", "10"], 2, "exact"),
     "no GPU": (["sample", "runs/small", "--draws", "99999", "--device", "cuda"], 2, "no GPU"),
     "unknown command": (["smaple"], 2, "No such command"),
-    "export exists": (["export", "runs/small", "chain.npz"], 2, "chain.npz"),
+    "export exists": (["export", "runs/small", "deck.npz"], 2, "deck.npz: it exists"),
     "export suffix": (["export", "runs/small", "chain.csv"], 2, ".npz"),
 }
 
 
 @pytest.mark.parametrize("arguments, status, message", BAD.values(), ids=BAD)
-def test_bad_input(call, folder, arguments, status, message, request):
-    if "no GPU" in request.node.callspec.id:
-        torch = pytest.importorskip("torch")
-        if torch.cuda.is_available():
-            pytest.skip("this machine has a GPU")
-    (folder / "nolam.toml").write_text(DECK.replace("lam = 8.0\n", ""))
+def test_bad_input(call, run, folder, arguments, status, message, request):
+    if "no GPU" in request.node.callspec.id and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    (folder / "deck.npz").touch()
     before = sorted(p for p in folder.rglob("*"))
     code, printed = call(*arguments)
     assert code == status, printed
@@ -148,31 +183,28 @@ def test_bad_input(call, folder, arguments, status, message, request):
     assert sorted(p for p in folder.rglob("*")) == before  # nothing half made is left behind
 
 
-def test_untrained_run_has_no_flow_to_sample(call, folder):
-    ok(call("sample", "deck.toml", "--sampler", "hmc", "--draws", "100"))
-    shutil.move(folder / "runs/small/weights", folder / "aside")
-    try:
-        code, printed = call("sample", "runs/small", "--draws", "99999")
-        assert code == 2 and "train the flow first" in printed
-    finally:
-        shutil.move(folder / "aside", folder / "runs/small/weights")
+def test_untrained_run_has_no_flow_to_sample(call, run, folder):
+    shutil.copytree(run, folder / "untrained", ignore=shutil.ignore_patterns("weights"))
+    ok(call("sample", "untrained", "--sampler", "hmc", "--draws", "100"))
+    code, printed = call("sample", "untrained", "--draws", "99999")
+    assert code == 2 and "train the flow first" in printed
 
 
-def test_corrupted_block(call, folder):
-    block = sorted((folder / "runs/small/ensembles/hmc").glob("s*.h5"))[0]
-    whole = block.read_bytes()
-    block.write_bytes(whole[: len(whole) // 2])
-    try:
-        code, printed = call("measure", "runs/small", "--sampler", "hmc")
-        shutil.rmtree(folder / "runs/small/ensembles/hmc/measured")
-        code, printed = call("measure", "runs/small", "--sampler", "hmc")
-        assert code == 1 and block.name in printed and "redrawn identically" in printed
-    finally:
-        block.write_bytes(whole)
+def test_corrupted_block(call, run, folder):
+    """What was measured while the block was whole stays valid and is shown; measuring anew names the block."""
+    shutil.copytree(run, folder / "corrupted")
+    ensemble = folder / "corrupted/ensembles/hmc"
+    whole = ok(call("measure", "corrupted", "--sampler", "hmc"))
+    block = sorted(ensemble.glob("s*.h5"))[0]
+    block.write_bytes(block.read_bytes()[: block.stat().st_size // 2])
+    assert ok(call("measure", "corrupted", "--sampler", "hmc")) == whole
+    shutil.rmtree(ensemble / "measured")
+    code, printed = call("measure", "corrupted", "--sampler", "hmc")
+    assert code == 1 and block.name in printed and "redrawn identically" in printed
 
 
-def test_weights_of_another_deck(call, folder):
+def test_weights_of_another_deck(call, run, folder):
     ok(call("train", "deck.toml", "--run", "other", "--set", "flow.layers=2", "--set", "train.steps=2"))
-    shutil.copy(folder / "runs/small/deck.toml", folder / "other/deck.toml")
+    shutil.copy(run / "deck.toml", folder / "other/deck.toml")
     code, printed = call("sample", "other", "--draws", "10")
     assert code == 2 and "do not fit the deck's flow" in printed
