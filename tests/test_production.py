@@ -144,6 +144,10 @@ def body(**_):
     if ranks.rank == 1:
         if how == "exit": sys.exit(3)
         if how == "input": raise InputError("bad")
+        if how.startswith("full disk"):
+            sys.stdout, sys.stderr = open("/dev/full", "w"), open("/dev/full", "w")
+            print("lines that were never written")
+            raise InputError("bad") if how == "full disk" else RuntimeError("boom")
         if how == "crash": raise RuntimeError("boom")
         if how == "interrupt": raise KeyboardInterrupt
         if how == "killed": os.kill(os.getpid(), 9)
@@ -165,6 +169,8 @@ cli.main()
         ("nothing", {0}),
         ("exit", {3}),
         ("input", {2}),
+        ("full disk", {2}),
+        ("full disk, crash", {1}),
         ("crash", {1}),
         ("interrupt", {1}),
         ("thread", {1}),
@@ -500,6 +506,18 @@ def test_from_a_deck(tmp_path, monkeypatch):
             sample_run(path, sampler="exact", draws=10)
     with pytest.raises(InputError, match="cannot read deck"):
         sample_run("nowhere.toml", sampler="exact", draws=10)
+
+
+def test_lines_are_printed_as_they_are(trained, tmp_path, capsys):
+    """No markup in a path; and what ASCII does not have costs a letter, not the run."""
+    run = shutil.copytree(trained, tmp_path / "a[b]")
+    sample_run(run, sampler="exact", draws=1000)
+    assert f"{run}, sampler exact" in capsys.readouterr().out
+    command = [sys.executable, "-m", "latticeflow", "measure", run, "--sampler", "exact"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    job = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert job.returncode == 0, job.stderr
+    assert "?_int" in job.stdout and "virial identity" in job.stdout
 
 
 def test_info(run, capsys):

@@ -1,9 +1,8 @@
 """Primary observables of an ensemble as Monte Carlo series, measured once and kept beside the blocks.
 
 `RUN/ensembles/SAMPLER/measured/` holds one file a block with its primaries, one row a draw. A file is written
-once and never changed; it counts only for the ensemble, block and version of observables and
-targets that it names.
-Where nothing can be written, measurements are made in memory.
+once and never changed; it counts only for the ensemble, block and versions of observables and targets that it
+names. Where nothing can be written, measurements are made in memory.
 """
 
 import math
