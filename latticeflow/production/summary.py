@@ -50,3 +50,8 @@ def _chains(ensemble: Ensemble) -> Iterator[str]:
             yield f"<exp(-dH)> = {bracket(found.value, found.error)} (1 if correct)"
         except StatisticsError as error:
             yield f"<exp(-dH)> = {exp_minus_dh.mean():.5f}, without an error: {error}"
+    if ensemble.settings.get("check_reversibility"):
+        streams = {stream: block for stream, block in ensemble.blocks}  # the last block of each
+        states = [ensemble.state(*key) for key in streams.items()]
+        dx, dh = (max(float(s[f"reversibility_{name}"]) for s in states) for name in ("dx", "dh"))
+        yield f"reversibility, worst of {len(states)} streams: |x - x_back| = {dx:.1e}, |H - H_back| = {dh:.1e}"
