@@ -1,5 +1,6 @@
-"""What the benchmarks share: training for a number of seconds, evaluation, timing."""
+"""What the benchmarks share: bars, training for a number of seconds, evaluation, timing."""
 
+import sys
 import time
 
 import numpy as np
@@ -51,3 +52,24 @@ def speed(samplers: list[FlowSampler], draws: int = 16384, repeats: int = 5) -> 
 
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+class Bars:
+    """Figures beside their bars, printed as they come; `end` exits with 1 where one was missed."""
+
+    def __init__(self) -> None:
+        self.missed: list[str] = []
+
+    def at_least(self, what: str, value: float, bar: float) -> None:
+        self._say(what, value, f">= {bar:.10g}", value >= bar)
+
+    def at_most(self, what: str, value: float, bar: float) -> None:
+        self._say(what, value, f"<= {bar:.10g}", value <= bar)
+
+    def _say(self, what: str, value: float, bar: str, met: bool) -> None:  # NaN meets no bar
+        print(f"{what}: {value:.4g}, bar {bar}: {'met' if met else 'MISSED'}", flush=True)
+        if not met:
+            self.missed.append(what)
+
+    def end(self) -> None:
+        sys.exit(f"bars missed: {'; '.join(self.missed)}" if self.missed else 0)

@@ -6,7 +6,9 @@ python -m benchmarks.free_field
 from latticeflow.flows import Flow, Spectrum
 from latticeflow.targets import FreeField
 
-from .common import one_thread, quality
+from .common import Bars, one_thread, quality
+
+EXACT = -11.6228852573  # 1/2 sum_k log(pi / (khat^2 + m2))
 
 
 def main() -> None:
@@ -15,9 +17,10 @@ def main() -> None:
     flow = Flow(Spectrum(free.lattice), []).double()
     flow.base.set_free_field(free.m2)
     s = quality(flow, free)
-    print(
-        f"1 - ESS = {1 - s.ess:.1e} at N = {s.n:,}; log Z - exact (-11.6228852573) = {s.log_z + 11.6228852573:.1e}"
-    )
+    bars = Bars()
+    bars.at_most(f"1 - ESS at N = {s.n:,}", 1 - s.ess, 1e-10)
+    bars.at_most(f"|log Z - exact ({EXACT})|", abs(s.log_z - EXACT), 1e-8)
+    bars.end()
 
 
 if __name__ == "__main__":

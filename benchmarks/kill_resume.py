@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tests.jobs import contents, kill_9
 
-from .common import one_thread
-from .jobs import arguments, fresh, launcher, make_run, sample
+from .common import Bars, one_thread
+from .production import arguments, fresh, launcher, make_run, sample
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--trials", type=int, default=20)
@@ -74,9 +74,9 @@ def main() -> None:
             share = seconds[number % 2] / (1 + number % 3)
             good += trial(mpirun, copy, number, rng, share, reference)
             shutil.rmtree(copy)
-        print(f"{good} of {args.trials} identical to the uninterrupted run")
-    if good != args.trials:
-        raise SystemExit(1)
+    bars = Bars()
+    bars.at_least("trials identical to the uninterrupted run", good, args.trials)
+    bars.end()
 
 
 if __name__ == "__main__":

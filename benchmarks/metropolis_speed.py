@@ -9,11 +9,13 @@ import numpy as np
 
 from latticeflow.correction import MetropolisScan
 
+from .common import Bars
+
 BLOCK, BLOCKS = 8192, 500
 
 
 def main() -> None:
-    rng = np.random.default_rng(1)
+    rng, bars = np.random.default_rng(1), Bars()
     for sigma in (0.1, 0.3, 1.0, 3.0):
         blocks = [sigma * rng.normal(size=BLOCK) for _ in range(BLOCKS)]
         rates = []
@@ -22,10 +24,13 @@ def main() -> None:
             for number, log_w in enumerate(blocks):
                 scan.feed(log_w, np.random.default_rng(number))
             rates.append(BLOCK * BLOCKS / (time.perf_counter() - start))
-        print(
-            f"sigma(log w) = {sigma}: acceptance {scan.acceptance:.3f}, {max(rates) / 1e6:.1f} million "
-            f"proposals per second (best of 3; worst {min(rates) / 1e6:.1f})"
+        bars.at_least(
+            f"sigma(log w) = {sigma}, acceptance {scan.acceptance:.3f}: proposals per second, best of 3 "
+            f"(worst {min(rates):.4g})",
+            max(rates),
+            2e6,
         )
+    bars.end()
 
 
 if __name__ == "__main__":

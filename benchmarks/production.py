@@ -1,4 +1,4 @@
-"""A short production run for the rank and kill benchmarks: 8x8 phi^4, a flow and HMC."""
+"""mpirun for the benchmarks, and a short production run for those of ranks and kills: 8x8 phi^4, a flow and HMC."""
 
 import shutil
 from pathlib import Path
@@ -42,24 +42,14 @@ def launcher() -> Launcher:
     return Launcher(program)
 
 
-def arguments(run: Path, sampler: str) -> list[str]:
-    draws = str(DRAWS[sampler])
-    return [
-        "-m",
-        "latticeflow",
-        "sample",
-        str(run),
-        "--sampler",
-        sampler,
-        "--draws",
-        draws,
-        "--device",
-        "cpu",
-    ]
+def arguments(run: Path, sampler: str, draws: int | None = None) -> list[str]:
+    """`python ...` of `latticeflow sample`; without `draws` those of the short run."""
+    options = {"--sampler": sampler, "--draws": str(draws or DRAWS[sampler]), "--device": "cpu"}
+    return ["-m", "latticeflow", "sample", str(run), *(part for pair in options.items() for part in pair)]
 
 
-def sample(mpirun: Launcher, n: int, run: Path, sampler: str) -> None:
-    """`mpirun -n N latticeflow sample`, to its end; raises where it fails."""
-    job = mpirun(n, *arguments(run, sampler), cwd=run.parent, timeout=600)
+def sample(mpirun: Launcher, n: int, run: Path, sampler: str, draws: int | None = None) -> None:
+    """`mpirun -n N latticeflow sample`, to its end, an hour at most; raises where it fails."""
+    job = mpirun(n, *arguments(run, sampler, draws), cwd=run.parent, timeout=3600)
     if job.returncode:
         raise SystemExit(f"sample on {n} ranks ended with status {job.returncode}:\n{job.stderr}")
