@@ -81,11 +81,17 @@ def sample(
 
 
 @app.command()
-def measure(run: RunFolder, sampler: SamplerName = "flow") -> None:
+def measure(
+    run: RunFolder,
+    sampler: SamplerName = "flow",
+    pyerrors: Annotated[
+        bool, typer.Option("--pyerrors", help="Beside our estimates those of pyerrors (extra 'analysis').")
+    ] = False,
+) -> None:
     """Print every observable of an ensemble with its error and autocorrelation time."""
     from .analysis.measure import measure_run
 
-    measure_run(run, sampler=sampler)
+    measure_run(run, sampler=sampler, pyerrors=pyerrors)
 
 
 @app.command()

@@ -449,6 +449,15 @@ def test_bad_input(run, tmp_path):
         measure_run(tmp_path)
 
 
+def test_measure_prints_pyerrors_beside_ours(run, rows, capsys):
+    pytest.importorskip("pyerrors")
+    found = measure_run(run.path, "test_chain", pyerrors=True)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "χ₂" in line)
+    *_, theirs, _ = line.split("│")
+    value = float(theirs.split("(")[0])
+    assert value == pytest.approx(found["chi2"].value, abs=0.1 * found["chi2"].error)
+
+
 def test_errors_agree_with_pyerrors(run, rows):
     """The Gamma method of another code: errors within 15 % (both carry noise of about 5 %)."""
     pe = pytest.importorskip("pyerrors")

@@ -121,7 +121,7 @@ def test_reversibility_on_request_changes_no_stored_draw(call, run, folder):
     """Every data set of x, log_prob and info, byte by byte, with the check switched on by --set."""
     shutil.copytree(run, folder / "checked", ignore=shutil.ignore_patterns("ensembles"))
     on = ("--set", "sampler.hmc.check_reversibility=true")
-    ok(call("sample", "checked", "--sampler", "hmc", "--draws", "16000", *on))
+    assert "|x - x_back|" in ok(call("sample", "checked", "--sampler", "hmc", "--draws", "16000", *on))
     plain, checked = (
         {n: f for n, f in contents(r).items() if "/hmc/s0" in n} for r in (run, folder / "checked")
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from ..console import console
 from ..correction import reweight
-from ..errors import FrozenSeries, StatisticsError, TooFewSamples
+from ..errors import FrozenSeries, InputError, StatisticsError, TooFewSamples
 from ..observables import Derived, Observable, Primary, observables
 from ..run import Run
 from ..statistics import TauInt, bracket, mean, tau_int
@@ -175,21 +176,47 @@ def notes(rows: dict[str, Row]) -> list[str]:
     ]
 
 
-def measure_run(run: Path | str, sampler: str = "flow") -> dict[str, Row]:
+def by_pyerrors(series: Series, row: Row) -> str:
+    """The mean and error of a primary as pyerrors' Gamma method (2209.14371) has them, chains as replicas.
+
+    "-" for derived observables and rows without an estimate.
+    """
+    import pyerrors
+
+    if row.problem or isinstance(row.observable, Derived):
+        return "-"
+    chains = list(series[row.observable.name])
+    obs = pyerrors.Obs(chains, [f"run|r{number}" for number in range(len(chains))])
+    obs.gamma_method()
+    return bracket(obs.value, obs.dvalue)
+
+
+def measure_run(run: Path | str, sampler: str = "flow", pyerrors: bool = False) -> dict[str, Row]:
     """Print every observable of an ensemble with its error and tau_int, and the virial check; return them.
 
-    Raises `InputError` where the run or the ensemble does not exist.
+    With `pyerrors`, a column with that package's estimates stands beside ours.
+    Raises `InputError` where the run or the ensemble does not exist, or pyerrors is asked for and not installed.
     """
+    if pyerrors and not find_spec("pyerrors"):
+        raise InputError("pyerrors is not installed; pip install 'latticeflow[analysis]'")
     series = Series.open(Run.open(run), sampler)
     rows = estimates(series)
     chains = f", {series.ensemble.chains} chains a stream" if series.ensemble.chains else ""
     table = Table(title=f"{sampler}: {series.ensemble.draws:,} draws{chains}", caption=TAU)
-    for heading in ("", "value", "τ_int", *(["reweighted"] if series.independent else [])):
+    for heading in (
+        "",
+        "value",
+        "τ_int",
+        *(["reweighted"] if series.independent else []),
+        *(["pyerrors"] if pyerrors else []),
+    ):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in rows.values():
         cells = [row.observable.symbol, row.text, row.tau_text]
         if series.independent:
             cells.append(bracket(*row.reweighted) if row.reweighted else "-")
+        if pyerrors:
+            cells.append(by_pyerrors(series, row))
         table.add_row(*cells)
     out = console()
     out.print(table)
