@@ -3,12 +3,13 @@
 from .autocorrelation import Estimate, TauInt, autocorrelation, mean, tau_int
 from .jackknife import jackknife
 from .notation import bracket
-from .weights import WeightSummary, summarise_weights
+from .weights import WeightSummary, WeightSums, summarise_weights
 
 __all__ = [
     "Estimate",
     "TauInt",
     "WeightSummary",
+    "WeightSums",
     "autocorrelation",
     "bracket",
     "jackknife",

@@ -1,6 +1,7 @@
 """Estimates from log-weights `log w = log target - log proposal`, in log space and float64.
 
-With independent draws from the proposal: `Z = <w>`, `ESS = (sum w)^2 / (N sum w^2)`.
+With independent draws from the proposal: `Z = <w>`, `ESS = (sum w)^2 / (N sum w^2)`. Log-weights may be fed piece by
+piece, in memory that does not grow.
 """
 
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ import numpy as np
 
 from ..errors import InputError, NumericalError, StatisticsError
 from .notation import bracket
+
+_ALL_ZERO = "every weight is zero: the proposal never meets the target's support"
 
 
 @dataclass(frozen=True)
@@ -52,32 +55,93 @@ def largest(log_w: np.ndarray) -> float:
     """The largest log-weight. Raises `StatisticsError` if every weight is zero."""
     top = log_w.max(initial=-np.inf)
     if np.isneginf(top):
-        raise StatisticsError("every weight is zero: the proposal never meets the target's support")
+        raise StatisticsError(_ALL_ZERO)
     return float(top)
 
 
-def summarise_weights(log_w: np.ndarray) -> WeightSummary:
-    """ESS, log Z and largest share of log-weights `[N]`.
+@dataclass
+class WeightSums:
+    """N, the largest log-weight, and of `w / w_max` the mean `m1` and the central sums `M_k = sum (w - m1)^k`.
 
-    `ess = m1^2 / m2` with `m_k = <w^k>`; its error is the standard deviation of
-    `ess [2 (w/m1 - 1) - (w^2/m2 - 1)]` over sqrt(N). `log_z = log m1`, error `sigma(w) / (m1 sqrt N)`.
-    -inf is a weight of zero. Raises like `check_log_w`, `StatisticsError` if every weight is zero or there are
-    fewer than two.
+    Fed in pieces of any size, or added up over ranks: two sets are merged exactly (Pebay, Sandia report
+    SAND2008-6212, eqs. 1.1 to 1.6; the scale is the larger of the two maxima). Central sums lose nothing where
+    all weights are nearly equal, as with `1 - ess = 1e-13`.
     """
-    log_w = check_log_w(log_w)
-    if log_w.size < 2:
-        raise StatisticsError(f"{log_w.size} log-weights; expected at least 2")
-    top = largest(log_w)
-    n = log_w.size
-    w = np.exp(log_w - top)
-    m1, m2 = w.mean(), np.square(w).mean()
-    ess = m1**2 / m2
-    influence = ess * (2 * (w / m1 - 1) - (np.square(w) / m2 - 1))
-    return WeightSummary(
-        n=n,
-        ess=float(ess),
-        ess_error=float(influence.std(ddof=1) / np.sqrt(n)),
-        log_z=float(top + np.log(m1)),
-        log_z_error=float(w.std(ddof=1) / (m1 * np.sqrt(n))),
-        largest_share=float(1 / w.sum()),
-    )
+
+    n: int = 0
+    log_max: float = -np.inf
+    m1: float = 0.0
+    M2: float = 0.0
+    M3: float = 0.0
+    M4: float = 0.0
+
+    def feed(self, log_w: np.ndarray) -> None:
+        """Add log-weights `[n]`; -inf is a weight of zero. Raises like `check_log_w`."""
+        log_w = check_log_w(log_w)
+        if not len(log_w):
+            return
+        log_max = float(log_w.max())
+        w = np.exp(log_w - log_max) if np.isfinite(log_max) else np.zeros(len(log_w))
+        m1 = float(w.mean())
+        d = w - m1
+        squared = d * d
+        self.merge(
+            WeightSums(
+                len(w), log_max, m1, float(squared.sum()), float(squared @ d), float(squared @ squared)
+            )
+        )
+
+    def merge(self, other: "WeightSums") -> None:
+        """Add another set of weights."""
+        log_max = max(self.log_max, other.log_max)
+        a, b = self._scaled(log_max), other._scaled(log_max)
+        n, delta = a.n + b.n, b.m1 - a.m1
+        if not n:
+            return
+        p, q = a.n / n, b.n / n
+        self.n, self.log_max = n, log_max
+        self.m1 = a.m1 + delta * q
+        self.M2 = a.M2 + b.M2 + delta**2 * n * p * q
+        self.M3 = a.M3 + b.M3 + delta**3 * n * p * q * (p - q) + 3 * delta * (p * b.M2 - q * a.M2)
+        self.M4 = (
+            a.M4
+            + b.M4
+            + delta**4 * n * p * q * (p * p - p * q + q * q)
+            + 6 * delta**2 * (p * p * b.M2 + q * q * a.M2)
+            + 4 * delta * (p * b.M3 - q * a.M3)
+        )
+
+    def _scaled(self, log_max: float) -> "WeightSums":
+        f = float(np.exp(self.log_max - log_max)) if np.isfinite(self.log_max) else 0.0
+        return WeightSums(self.n, log_max, f * self.m1, f**2 * self.M2, f**3 * self.M3, f**4 * self.M4)
+
+    def summary(self) -> WeightSummary:
+        """ESS, log Z and largest share.
+
+        `ess = <w>^2 / <w^2> = 1 / (1 + v)` with `e = w / <w> - 1`, `v = <e^2>`; its error is the standard deviation
+        of `ess [2 e - (w^2/<w^2> - 1)] = ess (2 v e - e^2 + v) / (1 + v)` over sqrt(N). `log_z = log <w>`, error
+        `sigma(e) / sqrt(N)`. Raises `StatisticsError` if every weight is zero or there are fewer than two.
+        """
+        if self.n < 2:
+            raise StatisticsError(f"{self.n} log-weights; expected at least 2")
+        if np.isneginf(self.log_max):
+            raise StatisticsError(_ALL_ZERO)
+        n, m1 = self.n, self.m1
+        v, e3, e4 = self.M2 / (n * m1**2), self.M3 / (n * m1**3), self.M4 / (n * m1**4)
+        ess = 1 / (1 + v)
+        variance = max(0.0, 4 * v**3 - 4 * v * e3 + e4 - v**2) * ess**4
+        return WeightSummary(
+            n=n,
+            ess=ess,
+            ess_error=float(np.sqrt(variance / (n - 1))),
+            log_z=self.log_max + float(np.log(m1)),
+            log_z_error=float(np.sqrt(v / (n - 1))),
+            largest_share=1 / (n * m1),
+        )
+
+
+def summarise_weights(log_w: np.ndarray) -> WeightSummary:
+    """ESS, log Z and largest share of log-weights `[N]`: `WeightSums`, fed once. Raises what it raises."""
+    sums = WeightSums()
+    sums.feed(log_w)
+    return sums.summary()
