@@ -36,7 +36,7 @@ class ExactSampler(Sampler):
 
     @torch.no_grad()
     def log_q(self, x: Tensor) -> Tensor:
-        return self.target.log_prob(x) - self.target.log_z
+        return self.target.log_prob(x.double()) - self.target.log_z
 
 
 @samplers.add("exact")
