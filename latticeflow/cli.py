@@ -14,7 +14,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .errors import LatticeflowError
+from .errors import LatticeflowError, Stopped
 
 app = typer.Typer(
     name="latticeflow",
@@ -141,8 +141,11 @@ def main() -> None:
     except SystemExit as stop:
         _leave(stop.code if isinstance(stop.code, int) else 1 if stop.code else 0)
     except LatticeflowError as error:
+        if isinstance(error, Stopped) and error.together:
+            sys.exit(error.status)
         try:
-            print(f"latticeflow: error: {error}", file=sys.stderr)
+            kind = "stopped" if isinstance(error, Stopped) else "error"
+            print(f"latticeflow: {kind}: {error}", file=sys.stderr)
         finally:  # whatever became of the terminal
             _leave(error.status)
     except BaseException:

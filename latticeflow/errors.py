@@ -42,6 +42,14 @@ class TooFewSamples(StatisticsError):
 
 
 class Stopped(LatticeflowError):
-    """Stopped early; what is finished is stored and the same command goes on."""
+    """Stopped early; what is finished is stored and the same command goes on.
+
+    `together`: all ranks of the job raise it and it has been said, so that each just leaves; else the rank that raises
+    it ends the job.
+    """
 
     status = 75
+
+    def __init__(self, message: str, together: bool = False):
+        super().__init__(message)
+        self.together = together
