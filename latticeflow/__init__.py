@@ -20,7 +20,7 @@ _HOME = {
     "targets": ["FreeField", "Phi4", "Target"],
     "observables": ["measure", "observables"],
     "flows": ["Affine", "Flow", "Split", "Tutorial"],
-    "samplers": ["Draws", "EmceeSpec", "ExactSpec", "FlowSampler", "HMCSpec", "Sampler"],
+    "samplers": ["Draws", "EmceeSpec", "ExactSpec", "FlowSampler", "HMCSpec", "HybridSpec", "Sampler"],
     "correction": ["metropolis", "reweight", "unweight"],
     "store": ["Ensemble"],
     "training": ["TrainSettings", "evaluate", "train"],

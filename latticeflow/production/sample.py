@@ -143,7 +143,7 @@ def _settings(deck: Deck, sampler: str, overrides) -> SamplerSpec:
 
 
 def _build(run: Run, spec: SamplerSpec, device: str) -> tuple[Sampler, str | None]:
-    flow, weights = load_flow(run.weights, run.deck) if spec.kind == "flow" else (None, None)
+    flow, weights = load_flow(run.weights, run.deck) if spec.needs_flow else (None, None)
     sampler = spec.build(run.deck.target, flow=flow, device=device)
     if sampler.chains and spec.block % sampler.chains:
         raise InputError(

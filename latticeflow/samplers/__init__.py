@@ -6,6 +6,7 @@ from .emcee import EmceeSampler, EmceeSpec
 from .exact import ExactSampler, ExactSpec
 from .flow import FlowSampler, FlowSamplerSpec
 from .hmc import HMC, HMCSpec
+from .hybrid import Hybrid, HybridSpec
 from .integrators import check_reversibility, trajectory
 
 import_all(__name__, __path__)
@@ -20,6 +21,8 @@ __all__ = [
     "FlowSampler",
     "FlowSamplerSpec",
     "HMCSpec",
+    "Hybrid",
+    "HybridSpec",
     "Sampler",
     "SamplerSpec",
     "State",

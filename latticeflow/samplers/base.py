@@ -96,6 +96,7 @@ class SamplerSpec(Spec):
     """
 
     kind: ClassVar[str]
+    needs_flow: ClassVar[bool] = False  # `build` needs a trained flow, whose weights identify the ensemble
     block: int = Field(gt=0)
     precision: Literal["float32", "float64"] = "float64"
     threads: int = Field(1, ge=1)

@@ -50,20 +50,25 @@ class HMCSpec(SamplerSpec):
     def model_post_init(self, context) -> None:
         if self.block % self.chains:
             raise InputError(
-                f"hmc: block = {self.block} is not a multiple of chains = {self.chains}; every chain makes "
+                f"{self.kind}: block = {self.block} is not a multiple of chains = {self.chains}; every chain makes "
                 f"as many steps, so expected e.g. block = {max(1, self.block // self.chains) * self.chains}"
             )
         if (self.step is None) != (self.length is None):
-            raise InputError("hmc: one of step and length is given; expected both (fixed) or neither (tuned)")
+            raise InputError(
+                f"{self.kind}: one of step and length is given; expected both (fixed) or neither (tuned)"
+            )
 
     def build(self, target: Target, flow: Any = None, device: str = "cpu") -> "HMC":
         """The sampler. Raises `InputError` for a target that is not on flat, unbounded space."""
+        self.require_flat(target)
+        return HMC(target, self, device)
+
+    def require_flat(self, target: Target) -> None:
         if target.measure != "lebesgue":
             raise InputError(
-                f"hmc: target '{target.kind}' has the measure '{target.measure}'; this HMC moves on flat, "
+                f"{self.kind}: target '{target.kind}' has the measure '{target.measure}'; HMC moves on flat, "
                 "unbounded space (measure 'lebesgue')"
             )
-        return HMC(target, self, device)
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ class HMC(Sampler):
         self.target, self.spec, self.device = target, spec, device
         self.chains = spec.chains
         self.dtype = DTYPES[spec.precision]
+        self.thin = spec.thin
 
     def start(self, stream: int, rng: np.random.Generator) -> State:
         """A thermalised, tuned state. Raises `StatisticsError` where a chain stays stuck or does not come back."""
@@ -135,7 +141,7 @@ class HMC(Sampler):
         bound = rounding_bound(x, p, n_steps, self.spec.integrator)
         if not dx <= bound:  # NaN is no rounding either
             raise StatisticsError(
-                f"hmc: there and back by {n_steps} {self.spec.integrator} steps of {step:.3g}, a chain ends "
+                f"{self.spec.kind}: there and back by {n_steps} {self.spec.integrator} steps of {step:.3g}, a chain ends "
                 f"{dx:.3g} away from its start (H by {dh:.3g}); {self.spec.precision} rounding allows "
                 f"{bound:.2g}. Either the force depends on more than x, or the trajectory is unstable: use a "
                 "smaller step or a shorter length"
@@ -144,14 +150,9 @@ class HMC(Sampler):
 
     def draw(self, state: State | None, n: int, rng: np.random.Generator) -> tuple[Draws, State]:
         """n configurations, n a multiple of `chains`: draw i is step i // chains of chain i % chains."""
-        if n < 1 or n % self.chains:
-            raise InputError(f"hmc: {n} draws; expected a positive multiple of {self.chains} chains")
-        expected = (self.chains, *self.target.event_shape)
-        if state is None or state["x"].shape != expected:
-            found = "no state" if state is None else f"state with x of shape {state['x'].shape}"
-            raise InputError(f"hmc: {found}; expected what `start` gave, x of shape {expected}")
+        state = self.require_state(state, n)
         steps = n // self.chains
-        xs = torch.empty((steps, *expected), dtype=self.dtype)
+        xs = torch.empty((steps, *state["x"].shape), dtype=self.dtype)
         log_probs = np.empty((steps, self.chains))
         info = {name: np.zeros(steps) for name in ("acceptance", "exp_minus_dh", "smallest_acceptance")}
         accepted = state["accepted"].copy()
@@ -160,19 +161,29 @@ class HMC(Sampler):
             x = torch.from_numpy(state["x"]).to(self.device, self.dtype)
             log_prob = torch.from_numpy(state["log_prob"]).to(self.device)
             for i in range(steps):
-                for _ in range(self.spec.thin):
+                for _ in range(self.thin):
                     new = self.update(x, log_prob, rng, float(state["step"]), int(state["n_steps"]))
                     x, log_prob = new.x, new.log_prob
                     ok = new.accepted.cpu().numpy()
                     accepted += ok
-                    info["acceptance"][i] += ok.mean() / self.spec.thin
-                    info["exp_minus_dh"][i] += float(new.weight.mean()) / self.spec.thin
-                trajectories += self.spec.thin
+                    info["acceptance"][i] += ok.mean() / self.thin
+                    info["exp_minus_dh"][i] += float(new.weight.mean()) / self.thin
+                trajectories += self.thin
                 info["smallest_acceptance"][i] = accepted.min() / trajectories
                 xs[i], log_probs[i] = x, log_prob.cpu().numpy()
         draws = Draws(xs.flatten(0, 1), log_probs.reshape(-1), info=info)
         after = {"x": x.cpu().numpy(), "log_prob": log_prob.cpu().numpy(), "accepted": accepted}
         return draws, {**state, **after, "trajectories": np.array(trajectories)}
+
+    def require_state(self, state: State | None, n: int) -> State:
+        """The state, where n draws can go on from it; else `InputError`."""
+        kind, expected = self.spec.kind, (self.chains, *self.target.event_shape)
+        if n < 1 or n % self.chains:
+            raise InputError(f"{kind}: {n} draws; expected a positive multiple of {self.chains} chains")
+        if state is None or state["x"].shape != expected:
+            found = "no state" if state is None else f"state with x of shape {state['x'].shape}"
+            raise InputError(f"{kind}: {found}; expected what `start` gave, x of shape {expected}")
+        return state
 
     def update(
         self, x: Tensor, log_prob: Tensor, rng: np.random.Generator, step: float, n_steps: int

@@ -65,7 +65,7 @@ class Tuning:
                 self.thermalise(step, n_steps, max(spec.thermalisation // 2, math.ceil(ENOUGH * tau)))
                 return step, n_steps
         raise StatisticsError(
-            f"hmc: after {MEASURE[-1]} trajectories of up to {N_STEPS[-1]} steps of {step:.3g} tau_int cannot be "
+            f"{spec.kind}: after {MEASURE[-1]} trajectories of up to {N_STEPS[-1]} steps of {step:.3g} tau_int cannot be "
             "told: the chains do not mix, or sit in modes that they cannot leave. Raise thermalisation, or fix "
             "step and length, or use another sampler"
         )
@@ -85,7 +85,7 @@ class Tuning:
         stuck = int((accepted == 0).sum())
         if stuck:
             raise StatisticsError(
-                f"hmc: {stuck} of {len(self.x)} chains had no trajectory accepted in the last half of "
+                f"{self.hmc.spec.kind}: {stuck} of {len(self.x)} chains had no trajectory accepted in the last half of "
                 f"{trajectories} with step {step:.3g} and {n_steps} steps each; use a smaller step, or a "
                 "higher acceptance to tune to, or a longer thermalisation"
             )
