@@ -1,14 +1,17 @@
 """mpirun for the benchmarks, and a short production run for those of ranks and kills: 8x8 phi^4, a flow and HMC."""
 
+import copy
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from latticeflow.config import Deck
 from latticeflow.run import Run
 from latticeflow.training import TrainSettings, train
 from tests.jobs import Launcher, find_mpirun
 
-DECK = {
+DECK: dict[str, Any] = {
     "name": "job",
     "seed": 1,
     "target": {"kind": "phi4", "shape": [8, 8], "m2": -4.0, "lam": 8.0},
@@ -21,10 +24,18 @@ DECK = {
 DRAWS = {"flow": 40 * 2048, "hmc": 60 * 1024}
 
 
-def make_run(folder: Path) -> Path:
-    """A run whose flow has been trained for some seconds, enough for a chain that moves."""
-    run = Run.create(Deck.parse(DECK), folder)
-    settings = TrainSettings(steps=150, lr=5e-3, warmup=10, evaluate_draws=1024)
+def make_run(
+    folder: Path, block: int = 2048, shape: Sequence[int] = (8, 8), steps: int = 150, **sampler
+) -> Path:
+    """A run whose flow has been trained for some seconds, enough for a chain that moves.
+
+    `sampler`: further settings of `[sampler.flow]`.
+    """
+    table = copy.deepcopy(DECK)
+    table["target"]["shape"] = list(shape)
+    table["sampler"]["flow"] = {"block": block, **sampler}
+    run = Run.create(Deck.parse(table), folder)
+    settings = TrainSettings(steps=steps, lr=5e-3, warmup=10, evaluate_draws=1024)
     flow = run.deck.flow.build(run.deck.target.lattice, run.deck.seed)
     train(flow, run.deck.target, settings, seed=run.deck.seed, weights=run.weights)
     return run.path
