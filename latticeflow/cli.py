@@ -38,6 +38,10 @@ RunOption = Annotated[
     typer.Option("--run", help="The run folder to write; default runs/NAME with the deck's name."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto (cuda where there is one).")]
+TimeLimit = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Stop in time: seconds, MM:SS, HH:MM:SS or D-HH:MM:SS since the start."),
+]
 SamplerName = Annotated[str, typer.Option(help="flow, hmc, emcee or exact.")]
 
 
@@ -69,15 +73,27 @@ def sample(
     set_: Overrides = None,
     device: Device = "auto",
     share_gpus: Annotated[bool, typer.Option(help="Allow more ranks than GPUs on a node.")] = False,
+    time_limit: TimeLimit = None,
 ) -> None:
     """Draw configurations; the same command with or without mpirun, and to resume or to extend.
 
     Writes immutable blocks under RUN/ensembles/SAMPLER. The result does not depend on the number of ranks.
-    Whole blocks are drawn, so the total is rounded up.
+    Whole blocks are drawn, so the total is rounded up. SIGTERM, SIGINT, SIGUSR1, the file RUN/STOP and the time
+    limit end the job between two blocks with status 75 and the line that goes on.
     """
     from .production.sample import sample_run
+    from .production.stop import process_began
 
-    sample_run(run, sampler=sampler, draws=draws, overrides=set_ or [], device=device, share_gpus=share_gpus)
+    sample_run(
+        run,
+        sampler=sampler,
+        draws=draws,
+        overrides=set_ or [],
+        device=device,
+        share_gpus=share_gpus,
+        time_limit=time_limit,
+        since=process_began(),
+    )
 
 
 @app.command()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, Stopped
 
 # Job size as each family of launchers announces it to its processes.
 _SIZES = {
@@ -47,6 +47,30 @@ def check_launcher(world: int, environment: dict[str, str]) -> None:
         )
 
 
+def refuse_torchrun(world: int, environment: dict[str, str]) -> None:
+    """Raise `InputError` in a job of torchrun's: its processes know of one another in training only."""
+    size = environment.get("WORLD_SIZE", "")
+    if world == 1 and "TORCHELASTIC_RUN_ID" in environment and size.isdigit() and int(size) > 1:
+        raise InputError(
+            f"torchrun started {size} processes, and each would draw the whole ensemble by itself. Torchrun is for "
+            f"training; start this command with mpirun -n {size} or srun"
+        )
+
+
+def launcher_of_this() -> int | None:
+    """Process id of the parent, if that is a launcher or its helper."""
+    return os.getppid() if launched(dict(os.environ))[0] else None
+
+
+def check_launcher_lives(parent: int | None) -> None:
+    """Raise `Stopped` where the launcher is gone: nobody waits for this rank, and other ranks may be dead.
+
+    `parent`: of `launcher_of_this`, earlier. Orphans get another parent.
+    """
+    if parent is not None and os.getppid() != parent:
+        raise Stopped("the launcher (mpirun, srun) of this rank is gone; what is finished is stored")
+
+
 class Ranks:
     """`rank` of `size`; `local_rank` of `local_size` on this node. `comm`: the mpi4py communicator, or None."""
 
@@ -55,6 +79,7 @@ class Ranks:
         self.rank: int = comm.rank if comm else 0
         self.size: int = comm.size if comm else 1
         self.local_rank, self.local_size = 0, 1
+        self._parent = launcher_of_this()
         if comm:
             from mpi4py import MPI
 
@@ -87,10 +112,14 @@ class Ranks:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait for all ranks, asleep: a plain MPI barrier would take a core from those that still compute."""
+        """Wait for all ranks, asleep: a plain MPI barrier would take a core from those that still compute.
+
+        Raises `Stopped` where the launcher dies meanwhile.
+        """
         if self.comm:
             request = self.comm.Ibarrier()
             while not request.Test():
+                check_launcher_lives(self._parent)
                 time.sleep(0.01)
 
     @contextmanager
@@ -105,6 +134,10 @@ class Ranks:
     def broadcast(self, value: Any) -> Any:
         """A small object of rank 0, on every rank."""
         return self.comm.bcast(value) if self.comm else value
+
+    def total(self, value: int) -> int:
+        """The sum over all ranks, on all of them."""
+        return self.comm.allreduce(value) if self.comm else value
 
     def gather_local(self, value: Any) -> list[Any]:
         """A small object of each rank on this node, in the order of local ranks, on all of them."""

@@ -5,6 +5,8 @@ all are done. The random numbers of a block are named by (seed, sampler, stream,
 who draws it, or when.
 """
 
+import os
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +20,13 @@ from ..errors import InputError, Stopped
 from ..run import Run
 from ..samplers import Sampler, SamplerSpec, samplers
 from ..store import Ensemble
+from ..store.block import leftovers
 from ..targets import targets
 from ..threads import threads
 from ..training.checkpoint import load_flow
 from .device import bind_device
-from .interrupt import stop_on_sigterm
-from .ranks import Ranks
+from .ranks import Ranks, refuse_torchrun
+from .stop import GRACE, StopRequests, duration, leave_together, stop_requests
 from .summary import summary_lines
 from .worker import Key, Worker, missing_blocks, share_out
 
@@ -36,56 +39,89 @@ def sample_run(
     overrides: Sequence[str] = (),
     device: str = "auto",
     share_gpus: bool = False,
+    time_limit: str | float | None = None,
+    since: float | None = None,
 ) -> Ensemble:
     """Draw until the ensemble holds at least `draws` configurations of `sampler`; whole blocks.
 
     `run`: a run, its folder, or a deck (.toml) whose run folder `runs/NAME` is made if need be. `overrides`:
-    `sampler.KIND.key=value`, recorded with the ensemble. Blocks that are there already stay, so the same call
-    resumes and extends. Under mpirun every rank calls this, started by `python -m latticeflow` or
+    `sampler.KIND.key=value`, recorded with the ensemble. `time_limit`: seconds, or text as of `duration`, counted from
+    `since` on the clock of `time.monotonic`; default: from this call. Blocks that are there already stay, so the same
+    call resumes and extends. Under mpirun every rank calls this, started by `python -m latticeflow` or
     `python -m mpi4py`, which end the whole job when one rank fails.
 
     Raises `InputError` for draws < 1, settings other than those that the ensemble was begun with, missing weights or
     GPUs; `StoreError` for damaged files; `NumericalError` naming the block where a draw overflows; `Stopped` (status 75)
-    on an interrupt or SIGTERM at any time.
+    where it was asked to stop, see `production.stop`, and something is left to draw.
     """
-    with stop_on_sigterm():
-        try:
-            return _sample(run, sampler, draws, overrides, device, share_gpus)
-        except KeyboardInterrupt:
-            raise Stopped("stopped; whole blocks are stored. The same command goes on from there") from None
-
-
-def _sample(
-    run: Run | Path | str, sampler: str, draws: int, overrides: Sequence[str], device: str, share_gpus: bool
-) -> Ensemble:
     ranks = Ranks.world()
+    since = time.monotonic() if since is None else since
     with ranks.root_first():
+        refuse_torchrun(ranks.size, dict(os.environ))
         if draws < 1:
             raise InputError(f"--draws {draws}: expected at least 1")
         samplers.find(sampler)
+        limit = duration(time_limit) if isinstance(time_limit, str) else time_limit
         job = None
         if ranks.root:
             opened = _open(run)
             job = opened, _settings(opened.deck, sampler, overrides)
     opened, spec = ranks.broadcast(job)
+    again = _command(opened.path, sampler, draws, overrides, device, share_gpus, time_limit)
+    with threads(spec.threads), stop_requests(opened.path, limit, ranks, since) as stop:
+        try:
+            return _sample(opened, spec, draws, device, share_gpus, ranks, stop, again)
+        except KeyboardInterrupt:
+            raise Stopped(
+                f"at once, by a second signal or {GRACE} s after SIGTERM, without the blocks in flight. Whole blocks are "
+                f"stored; go on with\n{again}"
+            ) from None
+
+
+def _command(path: Path, sampler: str, draws: int, overrides, device: str, share_gpus: bool, limit) -> str:
+    """The line that goes on, under any launcher."""
+    words = ["latticeflow", "sample", path, "--sampler", sampler, "--draws", draws]
+    words += [word for item in overrides for word in ("--set", item)]
+    words += ["--device", device] if device != "auto" else []
+    words += ["--share-gpus"] if share_gpus else []
+    words += ["--time-limit", limit] if limit is not None else []
+    return shlex.join(map(str, words))
+
+
+def _sample(
+    run: Run,
+    spec: SamplerSpec,
+    draws: int,
+    device: str,
+    share_gpus: bool,
+    ranks: Ranks,
+    stop: StopRequests,
+    again: str,
+) -> Ensemble:
     begun = time.perf_counter()
-    with threads(spec.threads):
-        where = bind_device(device, ranks, share_gpus)
-        with ranks.root_first():
-            built, weights = _build(opened, spec, where)
-            if ranks.root and not (opened.path / "deck.toml").is_file():  # late: a failure leaves no folder
-                Run.create(opened.deck, opened.path)
-            ensemble = Ensemble.create(opened.ensemble(sampler), **_record(opened, spec, built, weights))
-        # one list for all: another node may see the folder a moment late
-        missing = ranks.broadcast(missing_blocks(ensemble, spec, draws))
-        work = share_out(missing, ranks, built.chains > 0)
-        worker = Worker(built, ensemble, spec, where)
-        out = console(quiet=not ranks.root)
-        out.print(_announce(opened, ensemble, missing, draws, ranks, where))
-        _draw(worker, work, out)
-        ranks.barrier()
+    where = bind_device(device, ranks, share_gpus)
+    with ranks.root_first():
+        built, weights = _build(run, spec, where)
+        if ranks.root and not (run.path / "deck.toml").is_file():  # late: a failure leaves no folder
+            Run.create(run.deck, run.path)
+        ensemble = Ensemble.create(run.ensemble(spec.kind), **_record(run, spec, built, weights))
+    # one list for all: another node may see the folder a moment late
+    missing = ranks.broadcast(missing_blocks(ensemble, spec, draws))
+    work = share_out(missing, ranks, built.chains > 0)
+    worker = Worker(built, ensemble, spec, where)
+    out = console(quiet=not ranks.root)
+    out.print(_announce(run, ensemble, missing, draws, ranks, where))
+    drawn = _draw(worker, work, stop, out)
+    ranks.barrier()
+    left = ranks.total(len(work) - drawn)
     if ranks.root:
         _remove_leftovers(ensemble)
+    if left:
+        leave_together(
+            ranks,
+            f"{stop.reason(look=True)}. {len(missing) - left} blocks drawn, {left} missing; go on with\n{again}",
+        )
+    if ranks.root:
         if ensemble.weighted:
             ensemble.build_chain()
         for line in summary_lines(ensemble):
@@ -96,19 +132,25 @@ def _sample(
     return ensemble
 
 
-def _draw(worker: Worker, work: list[Key], console: Console, every: float = 60.0) -> None:
-    """Draw all of `work`: a progress bar on a terminal, else a line a minute."""
+def _draw(worker: Worker, work: list[Key], stop: StopRequests, console: Console, every: float = 60.0) -> int:
+    """Draw `work` until it is done or a stop is asked for; how many blocks that were.
+
+    A progress bar on a terminal, else a line a minute.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     visible = console.is_terminal and not console.quiet
     said = time.monotonic()
     with Progress(*columns, console=console, disable=not visible, transient=True) as progress:
         task = progress.add_task("blocks of rank 0", total=len(work))
         for done, key in enumerate(work, start=1):
+            if stop.reason():
+                return done - 1
             worker.draw(*key)
             progress.update(task, completed=done)
             if not visible and time.monotonic() - said > every and done < len(work):
                 said = time.monotonic()
                 console.print(f"rank 0: {done} of its {len(work)} blocks")
+    return len(work)
 
 
 def _open(run: Run | Path | str) -> Run:
@@ -179,6 +221,6 @@ def _announce(run: Run, ensemble: Ensemble, missing: list[Key], draws: int, rank
 
 def _remove_leftovers(ensemble: Ensemble, age: float = 3600.0) -> None:
     """Remove temporary files of killed jobs. A live one exists for seconds, so an hour is safe."""
-    for path in ensemble.path.glob(".*.tmp"):
+    for path in leftovers(ensemble.path):
         if time.time() - path.stat().st_mtime > age:
             path.unlink(missing_ok=True)

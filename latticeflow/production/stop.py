@@ -16,6 +16,7 @@ And SIGTERM, after which batch systems kill within 30 s or so, waits for `GRACE`
 thermalisation, are given up. They are drawn again, identically, by the job that goes on.
 """
 
+import math
 import os
 import secrets
 import signal
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from ..errors import InputError, Stopped
-from .ranks import launched
+from .ranks import check_launcher_lives, launcher_of_this
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 GRACE = 20  # seconds from SIGTERM to giving up what is in flight
@@ -76,11 +77,11 @@ class StopRequests:
 
     def __init__(self, run: Path, token: str, limit: float | None, since: float):
         self.run, self.marker = run, run / f".stop-{token}"
-        self.limit, self.since = limit, since
+        self.limit, self.since = math.inf if limit is None else limit, since
         self.signal: signal.Signals | None = None
         self.signalled = self.looked = -1e9
         self.leaving = False
-        self.parent = os.getppid() if launched(dict(os.environ))[0] else None
+        self.launcher = launcher_of_this()
         self.polled: float | None = None
         self.longest = 0.0
         self.found: str | None = None
@@ -90,14 +91,13 @@ class StopRequests:
 
         `look`: into the run folder in any case, not every `LOOK_EVERY` seconds.
 
-        Raises `Stopped` where the launcher is gone: nobody waits for this rank, and other ranks may be dead.
+        Raises `Stopped` where the launcher is gone.
         """
         now = time.monotonic()
         if self.polled is not None:
             self.longest = max(self.longest, now - self.polled)
         self.polled = now
-        if self.parent is not None and os.getppid() != self.parent:
-            raise Stopped("the launcher (mpirun, srun) of this rank is gone; whole blocks are stored")
+        check_launcher_lives(self.launcher)
         if self.found is None:
             self.found = self._own(now) or self._look(now, look)
         return self.found
@@ -106,7 +106,7 @@ class StopRequests:
         """What this rank knows by itself, told to the others."""
         if self.signal is not None:
             reason = f"signal {self.signal.name}"
-        elif self.limit is not None and self._late(now):
+        elif self._late(now):
             reason = f"time limit of {self.limit:.0f} s"
         else:
             return None
@@ -148,6 +148,13 @@ def stop_file(run: Path) -> Path:
     return run / "STOP"
 
 
+def _remove_old(marker: Path, age: float = 86400.0) -> None:
+    """Remove a killed job's marker; a younger one may be in use."""
+    with suppress(OSError):
+        if time.time() - marker.stat().st_mtime > age:
+            marker.unlink()
+
+
 @contextmanager
 def stop_requests(
     run_path: Path, time_limit: float | None, ranks: Job, since: float | None = None
@@ -167,8 +174,8 @@ def stop_requests(
                 f"{stop_file(run)} is there, so no job starts here. To go on: rm {stop_file(run)}"
             )
         token = secrets.token_hex(8)
-        for stale in run.glob(".stop-*"):
-            stale.unlink(missing_ok=True)
+        for marker in run.glob(".stop-*"):
+            _remove_old(marker)
     stop = StopRequests(run, ranks.broadcast(token), time_limit, time.monotonic() if since is None else since)
     before = {}
     if threading.current_thread() is threading.main_thread():
