@@ -36,7 +36,7 @@ def train_for(spec: FlowSpec, target: LatticeTarget, seconds: float, seed: int =
 
 
 def quality(flow, target, draws: int = 65536, seed: int = 2) -> WeightSummary:
-    return evaluate(flow, target, draws, stream(seed, Purpose.EVALUATE, 0))
+    return evaluate(flow, target, draws, seed=seed)
 
 
 def speed(samplers: list[FlowSampler], draws: int = 16384, repeats: int = 5) -> list[float]:

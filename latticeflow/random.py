@@ -18,8 +18,8 @@ class Purpose(IntEnum):
     """What a stream is for. The numbers are part of the file format: never renumber, only append."""
 
     INIT = 0  # initial weights
-    TRAIN = 1  # one stream a training step
-    EVALUATE = 2  # ESS during training
+    TRAIN = 1  # one stream for 64 configurations of a training step
+    EVALUATE = 2  # ESS during training, one stream for 1,024 draws
     START = 3  # thermalisation and tuning of a chain, one stream each
     DRAW = 4  # one stream a block
     METROPOLIS = 5  # accept/reject, one stream a block

@@ -72,7 +72,7 @@ def test_training_a_free_field_finds_its_spectrum(estimator):
     """Known answer: log Z of the free field, and ESS near 1 from a base that starts elsewhere."""
     free = FreeField(shape=(4, 4), m2=0.5)
     flow = Flow(Spectrum(free.lattice, 4.0), [])
-    before = evaluate(flow, free, 4096, rng(46))
+    before = evaluate(flow, free, 4096, seed=46)
     settings = TrainSettings(
         steps=300, batch=64, lr=3e-2, warmup=1, estimator=estimator, evaluate_every=300, evaluate_draws=4096
     )
@@ -274,7 +274,12 @@ def test_errors_of_the_weight_summary_cover():
     assert np.all(abs(spread - 1) < 5 / np.sqrt(2 * 300))
 
 
-def test_evaluate_takes_its_own_stream():
+def test_evaluate_takes_its_own_streams():
     flow = SPEC.build(Lattice((4, 4)), 1)
-    assert evaluate(flow, PHI4, 1500, rng(49)) == evaluate(flow, PHI4, 1500, rng(49))
-    assert evaluate(flow, PHI4, 1500, rng(49)).n == 1500
+    found = evaluate(flow, PHI4, 1500, seed=49)
+    assert found == evaluate(flow, PHI4, 1500, seed=49) and found.n == 1500
+    assert (
+        found.ess
+        != evaluate(flow, PHI4, 1500, seed=50).ess
+        != evaluate(flow, PHI4, 1500, seed=50, step=1).ess
+    )

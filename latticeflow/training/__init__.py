@@ -1,6 +1,7 @@
-"""Training a flow on a target's formula: estimators, schedules, the loop, checkpoints, the log."""
+"""Training a flow on a target's formula: estimators, schedules, the loop on any number of ranks, checkpoints, the log."""
 
-from .loop import evaluate, train
+from .evaluation import evaluate
+from .loop import train
 from .settings import TrainSettings
 
 __all__ = ["TrainSettings", "evaluate", "train"]

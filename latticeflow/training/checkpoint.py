@@ -1,9 +1,11 @@
 """Checkpoints: weights, optimiser, step. Safetensors and JSON only, so that opening a run executes nothing.
 
 `weights/step_00000500/` holds `flow.safetensors`, `optimizer.safetensors` and `state.json`. The
-generator's state is `(seed, step)`: every training step has its own keyed stream.
+generator's state is `(seed, step)`: every training step has its own keyed streams. `state.json` records the SHA-256 of
+the other two, so that files changed or swapped since are found when they are read.
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -12,20 +14,26 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from ..errors import InputError, StoreError
 from ..files import file_hash, sync_folder
 from ..flows import Flow
+from ..samplers.base import DTYPES
 from ..spec import differences
 from ..targets import LatticeTarget
 from .settings import TrainSettings
 
-FORMAT = 1
+FORMAT = 2  # 1 had other random streams of training and recorded no hashes
 
 
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name[len("step_") :])
+
+
+def place(weights: Path, step: int) -> Path:
+    """The folder of the checkpoint of `step` steps."""
+    return Path(weights) / f"step_{step:08d}"
 
 
 def checkpoints(weights: Path) -> list[Path]:
@@ -45,56 +53,104 @@ def save_checkpoint(
 ) -> Path:
     """Write one checkpoint under its final name only when it is whole; then drop all but the last `settings.keep`.
 
-    `state`: what else the training needs to go on, plain values.
+    `state`: what else the training needs to go on, plain values. Raises `StoreError` where it cannot be written; nothing
+    of it is left then, and what was there before stays.
     """
-    final = weights / f"step_{step:08d}"
+    final = place(weights, step)
     temporary = weights / f".{final.name}.{secrets.token_hex(4)}.tmp"
-    temporary.mkdir(parents=True)
+    record = {"step": step, "seed": seed, "settings": settings.model_dump(mode="json"), **state}
+    try:
+        temporary.mkdir(parents=True)
+        _write(temporary, flow, optimizer, record)
+        os.replace(temporary, final)
+        sync_folder(weights)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        found = checkpoints(weights)
+        raise StoreError(
+            f"checkpoint {final} cannot be written: {error}. Last good checkpoint: "
+            f"{found[-1] if found else 'none yet'}. Make room, or see to permissions, and go on with --resume"
+        ) from None
+    _clean(weights, settings.keep)
+    return final
+
+
+def _write(folder: Path, flow: Flow, optimizer: torch.optim.Optimizer, record: dict) -> None:
+    """Fill the folder of a checkpoint and make it durable."""
     moments = {
         f"{index}.{name}": value
         for index, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
+    hashes = {}
     for name, tensors in (("flow", flow.state_dict()), ("optimizer", moments)):
         plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        save_file(plain, temporary / f"{name}.safetensors")
-    whole = {
-        "format": FORMAT,
-        "step": step,
-        "seed": seed,
-        "settings": settings.model_dump(mode="json"),
-        **state,
-    }
-    (temporary / "state.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
-    for path in temporary.iterdir():
+        path = folder / f"{name}.safetensors"
+        save_file(plain, path)
+        hashes[path.name] = file_hash(path)
+    whole = {"format": FORMAT, "sha256": hashes, **record}
+    (folder / "state.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
+    for path in folder.iterdir():
         with open(path, "rb+") as handle:
             os.fsync(handle.fileno())
-    os.replace(temporary, final)
-    sync_folder(weights)
-    for old in checkpoints(weights)[: -settings.keep]:
-        shutil.rmtree(old)
-    for stale in weights.glob(".step_*.tmp"):  # left by a killed job: one training runs at a time
-        shutil.rmtree(stale)
-    return final
+    sync_folder(folder)
 
 
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
+def _clean(weights: Path, keep: int) -> None:
+    """Drop all but the last `keep` checkpoints, and what killed jobs left: one training runs at a time."""
+    for old in [*checkpoints(weights)[:-keep], *weights.glob(".step_*.tmp")]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _state(checkpoint: Path) -> dict:
+    """`state.json`. Raises `StoreError` if it is damaged or of another format."""
+    path = Path(checkpoint) / "state.json"
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        found = int(state["format"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise StoreError(
-            f"{path} cannot be read ({error}); it is damaged. Remove that checkpoint folder to fall back on "
-            "the one before it"
+            f"{path} cannot be read ({error!r}); it is damaged. Remove that checkpoint folder"
         ) from None
+    if found > FORMAT:
+        raise StoreError(
+            f"{path} has format {found}, written by a newer version of latticeflow; this version reads {FORMAT}"
+        )
+    if found < FORMAT:
+        raise StoreError(
+            f"{path} has format {found}, of an older version with other random streams; this version reads "
+            f"{FORMAT}. Train again, in another run folder"
+        )
+    return state
+
+
+def _tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """The tensors of a file of a checkpoint and its SHA-256. Raises `StoreError` if it is not what training wrote."""
+    recorded = _state(path.parent).get("sha256", {}).get(path.name)
+    way_out = "Remove that checkpoint folder to fall back on the one before it"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error}). {way_out}") from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != recorded:
+        raise StoreError(
+            f"{path} is damaged or was edited: its SHA-256 is {digest[:16]}..., state.json beside it records "
+            f"{str(recorded)[:16]}... {way_out}"
+        )
+    try:
+        return load(data), digest
+    except SafetensorError as error:
+        raise StoreError(f"{path} cannot be read ({error}). {way_out}") from None
 
 
 def load_weights(flow: Flow, checkpoint: Path) -> str:
     """Load a checkpoint's weights into `flow`; returns the SHA-256 of the weights file.
 
-    Raises `InputError` naming the first tensor that does not fit, `StoreError` for a damaged file.
+    Raises `InputError` naming the first tensor that does not fit, `StoreError` for a file that is damaged or was edited.
     """
     path = Path(checkpoint) / "flow.safetensors"
-    found, wanted = _tensors(path), flow.state_dict()
+    (found, digest), wanted = _tensors(path), flow.state_dict()
     for name in sorted({*found, *wanted}):
         have = tuple(found[name].shape) if name in found else "nothing"
         want = tuple(wanted[name].shape) if name in wanted else "nothing"
@@ -104,22 +160,16 @@ def load_weights(flow: Flow, checkpoint: Path) -> str:
                 "Use the deck they were trained with"
             )
     flow.load_state_dict(found)
-    return file_hash(path)
+    return digest
 
 
 def load_state(checkpoint: Path, seed: int, settings: TrainSettings) -> dict:
     """`state.json` of a checkpoint.
 
-    Raises `StoreError` if it is damaged or of a newer format, `InputError` naming what differs if it was made
+    Raises `StoreError` if it is damaged or of another format, `InputError` naming what differs if it was made
     with another seed or other settings.
     """
-    path = Path(checkpoint) / "state.json"
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); remove that checkpoint folder") from None
-    if state.get("format") != FORMAT:
-        raise StoreError(f"{path} has format {state.get('format')}; this version reads {FORMAT}")
+    state = _state(checkpoint)
     changed = differences(
         {"seed": state["seed"], "train": state["settings"]},
         {"seed": seed, "train": settings.model_dump(mode="json")},
@@ -132,7 +182,7 @@ def load_state(checkpoint: Path, seed: int, settings: TrainSettings) -> dict:
 def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
     """Restore the optimiser's moments; settings such as the rate stay those of the schedule."""
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in _tensors(Path(checkpoint) / "optimizer.safetensors").items():
+    for key, value in _tensors(Path(checkpoint) / "optimizer.safetensors")[0].items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -160,5 +210,5 @@ def build_flow(deck) -> Flow:
 def load_flow(weights: Path, deck) -> tuple[Flow, str]:
     """The deck's flow with the newest weights, float32 or float64 as trained, and the weights' SHA-256."""
     flow, checkpoint = build_flow(deck), latest(weights)
-    flow.to(next(iter(_tensors(checkpoint / "flow.safetensors").values())).dtype)
+    flow.to(DTYPES[_state(checkpoint)["settings"]["precision"]])
     return flow, load_weights(flow, checkpoint)
