@@ -30,6 +30,7 @@ _HOME = {
     "production.sample": ["sample_run"],
     "analysis.measure": ["measure_run"],
     "analysis.compare": ["compare_run"],
+    "analysis.verify": ["verify_run"],
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

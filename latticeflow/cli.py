@@ -1,4 +1,4 @@
-"""The command line: train, sample, measure, compare, info, export.
+"""The command line: train, sample, measure, compare, verify, info, export.
 
 Each command is a thin call of a library function. Heavy imports happen inside the commands, so that
 `--help` is quick and MPI starts only where it is used.
@@ -52,15 +52,26 @@ def train(
     run: RunOption = None,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint, if the run exists.")] = False,
     device: Device = "auto",
+    time_limit: TimeLimit = None,
 ) -> None:
     """Train the deck's flow by reverse KL against its target; needs no data.
 
-    Writes runs/NAME with deck.toml, weights/ and train.jsonl. Interrupted training goes on with --resume and
-    gives the same weights, bit for bit.
+    The same command with or without mpirun or torchrun; every rank computes its part of each batch. Writes runs/NAME
+    with deck.toml, weights/ and train.jsonl. SIGTERM, SIGINT, SIGUSR1, the file RUN/STOP and the time limit end the
+    job after a step with status 75 and the line that goes on; --resume gives the same weights, bit for bit.
     """
+    from .production.stop import process_began
     from .production.train import train_run
 
-    train_run(deck, overrides=set_ or [], folder=run, resume=resume, device=device)
+    train_run(
+        deck,
+        overrides=set_ or [],
+        folder=run,
+        resume=resume,
+        device=device,
+        time_limit=time_limit,
+        since=process_began(),
+    )
 
 
 @app.command()
@@ -124,6 +135,23 @@ def compare(
     from .analysis.compare import compare_run
 
     compare_run(run, samplers=samplers.split(","))
+
+
+@app.command()
+def verify(
+    run: RunFolder,
+    sample: Annotated[
+        float, typer.Option(help="Share of the blocks whose fields are recomputed; other ones at each call.")
+    ] = 1.0,
+    device: Device = "cpu",
+) -> None:
+    """Check all that a run holds: checksums, S and log q recomputed from the fields, weights, the chain.
+
+    Names every problem it finds, changes nothing, and exits with 1 if there is one. Runs under mpirun, too.
+    """
+    from .analysis.verify import verify_run
+
+    verify_run(run, sample=sample, device=device)
 
 
 @app.command()

@@ -1,0 +1,296 @@
+"""`latticeflow verify`: does a run hold what it says it holds? Everything is read, recomputed and compared.
+
+What is wrong is named, file by file, and nothing is changed. Constant memory: one block at a time. Under mpirun the
+ranks share the blocks.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import Deck
+from ..console import console
+from ..errors import InputError, LatticeflowError, StoreError
+from ..observables import measure
+from ..production.device import bind_device
+from ..production.ranks import Ranks
+from ..run import Run
+from ..samplers import Sampler
+from ..samplers.density import log_w_error, tolerance
+from ..spec import differences
+from ..store import Ensemble
+from ..store.block import Key, block_path, strangers
+from ..targets import targets
+from ..threads import threads
+from ..training.checkpoint import build_flow, check_checkpoint, checkpoints, load_weights
+
+# S and observables are recomputed in float64 from the same stored numbers: only the order of summation may differ.
+ROUNDING = 1e-9
+
+
+@dataclass
+class Findings:
+    """`problems`: one line each, with the file in front. The rest: how much was looked at, and how well it agreed.
+
+    `recomputed`: blocks whose fields were; `log_w_error`, `s_error`: largest |stored - recomputed| of log w and S;
+    `seen`: hash of a block's log_prob to its path, to find copies.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    blocks: int = 0
+    recomputed: int = 0
+    log_w_error: float = 0.0
+    s_error: float = 0.0
+    seen: dict[bytes, Path] = field(default_factory=dict)
+
+    def add(self, other: "Findings") -> None:
+        self.problems += other.problems
+        self.blocks += other.blocks
+        self.recomputed += other.recomputed
+        self.log_w_error = max(self.log_w_error, other.log_w_error)
+        self.s_error = max(self.s_error, other.s_error)
+        for mark, path in other.seen.items():
+            self.note(mark, path)
+
+    def note(self, mark: bytes, path: Path) -> None:
+        """Remember a block's numbers; two blocks with the same ones are a problem."""
+        there = self.seen.setdefault(mark, path)
+        if there != path:
+            self.problems.append(f"{path} holds the same draws as {there}: one is a copy; {_REDRAW}")
+
+
+_REDRAW = "delete that file and run the same 'latticeflow sample' again: it is redrawn identically"
+
+
+def verify_run(run: Run | Path | str, sample: float = 1.0, device: str = "cpu") -> dict[str, Findings]:
+    """Check a run and print what was checked: findings by ensemble, those of the weights under "weights".
+
+    Checkpoints: files against the SHA-256 that they record. An ensemble: its record against its identity, the deck
+    and the weights. Every block: format, name, ensemble, checksums of the scalars, their means; no block twice, none
+    missing inside a chain or from the chain index, no foreign file. On a share `sample` of the blocks, in (0, 1], chosen
+    at random: the digest of all they hold, S of the stored fields, log w by the flow run backwards in float64 within
+    the tolerance recorded beside the precision, a chain's state against its last fields, observables stored with the
+    draws. The Metropolis chain is scanned again and compared entry by entry.
+
+    Raises `StoreError` that counts the problems, which have been printed; `InputError` where `run` is no run folder, or
+    `sample` is no share.
+    """
+    if not 0 < sample <= 1:
+        raise InputError(f"--sample {sample}: expected a share of the blocks, more than 0 and at most 1")
+    ranks = Ranks.world()
+    run = run if isinstance(run, Run) else Run.open(run)
+    out = console(quiet=not ranks.root)
+    where = bind_device(device, ranks)
+    found = {"weights": _weights(run)}
+    kept = len(checkpoints(run.weights))
+    out.print(f"{run.path}: {kept} checkpoints" + ("" if found["weights"].problems else " as recorded"))
+    folder = run.path / "ensembles"
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        found[path.name] = one = _together(
+            ranks, lambda path=path: _ensemble(run, path, sample, ranks, where)
+        )
+        out.print(_line(path.name, one))
+    problems = [line for one in found.values() for line in one.problems]
+    for line in problems:
+        out.print(f"- {line}", highlight=False, soft_wrap=True)
+    ranks.barrier()
+    if problems:
+        raise StoreError(f"{run.path}: {len(problems)} problems, named above")
+    out.print(f"{run.path} is verified")
+    return found
+
+
+def _line(name: str, one: Findings) -> str:
+    line = f"{name}: {one.blocks:,} blocks read, {one.recomputed:,} of them recomputed"
+    if one.recomputed:
+        line += f"; largest difference of S {one.s_error:.1e}, of log w {one.log_w_error:.1e}"
+    return line
+
+
+def _together(ranks: Ranks, check: Callable[[], Findings]) -> Findings:
+    """What all ranks found, on every rank."""
+    mine = check()
+    whole = Findings()
+    for part in ranks.comm.allgather(mine) if ranks.comm else [mine]:
+        whole.add(part)
+    return whole
+
+
+def _weights(run: Run) -> Findings:
+    found = Findings()
+    for path in checkpoints(run.weights):
+        with _reported(found):
+            check_checkpoint(path)
+    return found
+
+
+@contextmanager
+def _reported(found: Findings) -> Iterator[None]:
+    """Errors of the package become problems; anything else goes up."""
+    try:
+        yield
+    except LatticeflowError as error:
+        found.problems.append(str(error))
+
+
+def _ensemble(run: Run, path: Path, sample: float, ranks: Ranks, device: str) -> Findings:
+    """This rank's share of the blocks; on rank 0 also all that is not of one block."""
+    found = Findings()
+    try:
+        ensemble = Ensemble.open(path)
+        if ranks.root:
+            found.problems += _record(run.deck, ensemble)
+            found.problems += [f"{stray} is no block of this ensemble" for stray in _foreign(path)]
+        sampler = _sampler(run, ensemble, device)
+    except LatticeflowError as error:
+        if ranks.root:
+            found.problems.append(str(error))
+        return found
+    present, chosen = ranks.broadcast((ensemble.present, _choose(ensemble, sample)))
+    check = _Check(ensemble, sampler, found)
+    with threads(1):
+        for key in present[ranks.rank :: ranks.size]:
+            with _reported(found):
+                check.block(key, whole=key in chosen)
+        if ranks.root:
+            with _reported(found):
+                ensemble.blocks  # noqa: B018 (raises where a chain is broken)
+                if ensemble.weighted and present:
+                    ensemble.check_chain()
+    return found
+
+
+def _foreign(path: Path) -> Iterator[Path]:
+    """Files among the blocks that are no blocks, but for those of a job that is writing."""
+    return (stray for stray in strangers(path) if stray.suffix != ".tmp")
+
+
+def _record(deck: Deck, ensemble: Ensemble) -> list[str]:
+    """Where the ensemble's record is not that of the run's deck."""
+    wanted = {"target": targets.table(deck.target), "seed": deck.seed}
+    changed = differences(wanted, {"target": ensemble.target, "seed": ensemble.seed})
+    return (
+        [f"{ensemble.path} was not drawn with this run's deck.toml: {'; '.join(changed)}"] if changed else []
+    )
+
+
+def _choose(ensemble: Ensemble, sample: float) -> set[Key]:
+    """A random share of the blocks, one at least; other ones at each call."""
+    present = ensemble.present
+    count = min(len(present), int(np.ceil(sample * len(present))))
+    order = np.random.default_rng().permutation(len(present))[:count]
+    return {present[i] for i in order}
+
+
+def _sampler(run: Run, ensemble: Ensemble, device: str) -> Sampler:
+    """The ensemble's sampler with the weights that drew it. Raises `StoreError` where they are not there."""
+    spec = ensemble.spec
+    if not spec.needs_flow:
+        return spec.build(run.deck.target, device=device)
+    flow = build_flow(run.deck)
+    for path in reversed(checkpoints(run.weights)):
+        try:
+            same = load_weights(flow, path) == ensemble.weights
+        except LatticeflowError:  # reported with the checkpoints
+            continue
+        if same:
+            return spec.build(run.deck.target, flow=flow, device=device)
+    raise StoreError(
+        f"{ensemble.path} was drawn by weights of SHA-256 {str(ensemble.weights)[:16]}..., which no sound checkpoint "
+        f"in {run.weights} has: they were edited, replaced or removed. Put them back"
+    )
+
+
+@dataclass
+class _Check:
+    """Checks blocks of one ensemble one after another."""
+
+    ensemble: Ensemble
+    sampler: Sampler
+    found: Findings
+
+    def block(self, key: Key, whole: bool) -> None:
+        ensemble, found = self.ensemble, self.found
+        path = block_path(ensemble.path, *key)
+        found.blocks += 1
+        if not whole:
+            names = ["log_prob", *(["log_w"] if ensemble.weighted else [])]
+            data = ensemble.read(*key, *names)
+        else:
+            data, about = ensemble.check_block(*key)
+        found.note(hashlib.sha256(data["log_prob"].tobytes()).digest(), path)
+        if whole:
+            found.recomputed += 1
+            for what in (
+                self._action(data),
+                self._weights(data, about),
+                self._state(data),
+                self._measured(data),
+            ):
+                if what:
+                    found.problems.append(f"{path}: {what}: it was altered, or its weights were; {_REDRAW}")
+
+    def _action(self, data: dict[str, np.ndarray]) -> str | None:
+        """S of the stored fields against log_prob = -S."""
+        if "x" not in data:
+            return None
+        stored = data["log_prob"][self.ensemble.kept_rows]
+        with torch.no_grad():
+            s = self.sampler.target.log_prob(torch.from_numpy(data["x"]).double()).cpu().numpy()
+        with np.errstate(invalid="ignore"):
+            error = np.where(s == stored, 0.0, np.abs(s - stored))
+        self.found.s_error = max(self.found.s_error, float(error.max(initial=0.0)))
+        allowed = ROUNDING * (1 + np.abs(stored))
+        return _worst("S", stored, s, error, allowed)
+
+    def _weights(self, data: dict[str, np.ndarray], about: dict[str, Any]) -> str | None:
+        """log w against that of the stored fields."""
+        if "x" not in data or "log_w" not in data or not self.sampler.any_density:
+            return None
+        stored = data["log_w"][self.ensemble.kept_rows]
+        error = log_w_error(self.sampler, data["x"], stored)
+        self.found.log_w_error = max(self.found.log_w_error, float(error.max(initial=0.0)))
+        allowed = tolerance(self.ensemble.settings["precision"], int(np.prod(data["x"].shape[1:])))
+        if about["tolerance"] != allowed:
+            return f"tolerance {about['tolerance']:.3g} is recorded, expected {allowed:.3g}"
+        return _worst("log w", stored, None, error, np.full(len(stored), allowed))
+
+    def _state(self, data: dict[str, np.ndarray]) -> str | None:
+        """A chain's state against the last step of its block."""
+        chains = self.ensemble.chains
+        for name in ("x", "log_prob"):
+            state, last = data.get(f"state/{name}"), data.get(name)
+            if state is None or last is None or (name == "x" and self.ensemble.settings["keep_fields"] != 1):
+                continue
+            if not np.array_equal(state, last[-chains:]):
+                return f"the chain's state '{name}' is not that of its last step"
+        return None
+
+    def _measured(self, data: dict[str, np.ndarray]) -> str | None:
+        """Observables stored with the draws against those of the fields that are kept."""
+        names = [name.removeprefix("measured/") for name in data if name.startswith("measured/")]
+        if "x" not in data or not names:
+            return None
+        for name, again in measure(self.sampler.target, data["x"], *names).items():
+            stored = data[f"measured/{name}"][self.ensemble.kept_rows]
+            if not np.allclose(stored, again, rtol=ROUNDING, atol=ROUNDING):
+                return f"observable '{name}' is not that of the stored fields"
+        return None
+
+
+def _worst(what: str, stored, again, error: np.ndarray, allowed: np.ndarray) -> str | None:
+    """The draw that is furthest off, if it is further than allowed; NaN is."""
+    bad = np.flatnonzero(~(error <= allowed))
+    if not len(bad):
+        return None
+    i = int(bad[np.argmax(np.nan_to_num(error[bad], nan=np.inf))])
+    return (
+        f"{what} of {len(bad)} of {len(error)} draws is not that of the stored fields, most of all draw {i}: stored "
+        f"{stored[i]:.10g}, {error[i]:.3g} away, allowed {allowed[i]:.3g}"
+    )
