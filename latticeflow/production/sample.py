@@ -25,6 +25,7 @@ from ..targets import targets
 from ..threads import threads
 from ..training.checkpoint import load_flow
 from .device import bind_device
+from .lock import run_lock
 from .ranks import Ranks, refuse_torchrun
 from .stop import GRACE, StopRequests, duration, leave_together, stop_requests
 from .summary import summary_lines
@@ -51,8 +52,9 @@ def sample_run(
     `python -m mpi4py`, which end the whole job when one rank fails.
 
     Raises `InputError` for draws < 1, settings other than those that the ensemble was begun with, missing weights or
-    GPUs; `StoreError` for damaged files; `NumericalError` naming the block where a draw overflows; `Stopped` (status 75)
-    where it was asked to stop, see `production.stop`, and something is left to draw.
+    GPUs, and a run that another job writes to; `StoreError` for damaged files and where the system refuses to write;
+    `NumericalError` naming the block where a draw overflows; `Stopped` (status 75) where it was asked to stop, see
+    `production.stop`, and something is left to draw.
     """
     ranks = Ranks.world()
     since = time.monotonic() if since is None else since
@@ -104,32 +106,34 @@ def _sample(
         built, weights = _build(run, spec, where)
         if ranks.root and not (run.path / "deck.toml").is_file():  # late: a failure leaves no folder
             Run.create(run.deck, run.path)
-        ensemble = Ensemble.create(run.ensemble(spec.kind), **_record(run, spec, built, weights))
-    # one list for all: another node may see the folder a moment late
-    missing = ranks.broadcast(missing_blocks(ensemble, spec, draws))
-    work = share_out(missing, ranks, built.chains > 0)
-    worker = Worker(built, ensemble, spec, where)
-    out = console(quiet=not ranks.root)
-    out.print(_announce(run, ensemble, missing, draws, ranks, where))
-    drawn = _draw(worker, work, stop, out)
-    ranks.barrier()
-    left = ranks.total(len(work) - drawn)
-    if ranks.root:
-        _remove_leftovers(ensemble)
-    if left:
-        leave_together(
-            ranks,
-            f"{stop.reason(look=True)}. {len(missing) - left} blocks drawn, {left} missing; go on with\n{again}",
-        )
-    if ranks.root:
-        if ensemble.weighted:
-            ensemble.build_chain()
-        for line in summary_lines(ensemble):
-            out.print(line)
-        seconds = time.perf_counter() - begun
-        out.print(f"{len(missing)} blocks drawn in {seconds:.1f} s on {ranks.size} rank(s)")
-    ranks.barrier()
-    return ensemble
+    with run_lock(run.path, ranks):
+        with ranks.root_first():
+            ensemble = Ensemble.create(run.ensemble(spec.kind), **_record(run, spec, built, weights))
+        # one list for all: another node may see the folder a moment late
+        missing = ranks.broadcast(missing_blocks(ensemble, spec, draws) if ranks.root else None)
+        work = share_out(missing, ranks, built.chains > 0)
+        worker = Worker(built, ensemble, spec, where)
+        out = console(quiet=not ranks.root)
+        out.print(_announce(run, ensemble, missing, draws, ranks, where))
+        drawn = _draw(worker, work, stop, out)
+        ranks.barrier()
+        left = ranks.total(len(work) - drawn)
+        if ranks.root:
+            _remove_leftovers(ensemble)
+        if left:
+            leave_together(
+                ranks,
+                f"{stop.reason(look=True)}. {len(missing) - left} blocks drawn, {left} missing; go on with\n{again}",
+            )
+        if ranks.root:
+            if ensemble.weighted:
+                ensemble.build_chain()
+            for line in summary_lines(ensemble):
+                out.print(line)
+            seconds = time.perf_counter() - begun
+            out.print(f"{len(missing)} blocks drawn in {seconds:.1f} s on {ranks.size} rank(s)")
+        ranks.barrier()
+        return ensemble
 
 
 def _draw(worker: Worker, work: list[Key], stop: StopRequests, console: Console, every: float = 60.0) -> int:
