@@ -1,20 +1,29 @@
-"""`latticeflow train`: a deck to a run folder with trained weights."""
+"""`latticeflow train`: a deck to a run folder with trained weights, on any number of ranks."""
 
+import os
+import shlex
+import time
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..config import Deck
 from ..console import console
-from ..errors import InputError, Stopped
+from ..errors import InputError, NumericalError, Stopped, TrainingDiverged
 from ..run import Run
 from ..statistics import bracket
-from ..training import log, train
+from ..statistics.weights import WeightSummary
+from ..training import TrainSettings, log, train
 from ..training.checkpoint import build_flow, checkpoints
 from ..training.loop import Record
-from .device import pick_device
-from .interrupt import stop_on_sigterm
+from ..training.parallel import Group
+from .device import bind_device
+from .group import process_group, training_ranks
 from .ranks import Ranks
+from .stop import StopRequests, duration, leave_together, stop_requests
+
+SAID_BY_ROOT = 5  # seconds that other ranks wait for rank 0 to say what went wrong on all of them
 
 
 def line(record: Record, steps: int) -> str:
@@ -32,20 +41,110 @@ def train_run(
     folder: Path | str | None = None,
     resume: bool = False,
     device: str = "auto",
+    time_limit: str | float | None = None,
+    since: float | None = None,
 ) -> Run:
     """Train the deck's flow and return its run.
 
     A new training makes the run folder (default `runs/NAME`) and refuses one that holds weights. With
     `resume`, `deck_or_run` is the run folder, or the deck: an existing run goes on from its last checkpoint, and
     where there is none yet, one begins, so that a batch script can repeat one line. A run made with
-    another deck is refused, naming the key.
-    Raises `InputError` under mpirun and for a deck without [flow] or [train], `Stopped` (status 75) on Ctrl-C or
-    SIGTERM; steps since the last checkpoint are then done again.
+    another deck is refused, naming the key. `time_limit`: seconds, or text as of `duration`, counted from `since` on the
+    clock of `time.monotonic`; default: from this call.
+
+    Under mpirun or torchrun every rank calls this, started by `python -m latticeflow`, and computes its part of each
+    batch; rank 0 writes. The number of ranks changes the result by rounding only.
+    Raises `InputError` for a deck without [flow] or [train], and for ranks on different kinds of device; `Stopped` (status
+    75) where it was asked to stop, see `production.stop`, with a checkpoint of all steps done.
     """
-    ranks = Ranks.world()
-    if ranks.size > 1:
-        raise InputError(f"train was started on {ranks.size} ranks; it runs on one: leave out mpirun")
-    path = Path(deck_or_run)
+    ranks = training_ranks(os.environ)
+    since = time.monotonic() if since is None else since
+    where = bind_device(device, ranks)
+    with process_group(ranks, where) as group:
+        run = None
+        with ranks.root_first():
+            limit = duration(time_limit) if isinstance(time_limit, str) else time_limit
+            if ranks.root:
+                run = _run(Path(deck_or_run), overrides, folder, resume)
+        run = ranks.broadcast(run)
+        again = _command(run, device, time_limit)
+        with stop_requests(run.path, limit, ranks, since) as stop:
+            try:
+                summary = _train(run, ranks, group, where, resume, stop)
+            except Stopped as stopped:
+                if ranks.size > 1 and not stopped.together:
+                    raise
+                leave_together(ranks, f"{stopped}; go on with\n{again}")
+            except KeyboardInterrupt:
+                raise Stopped(
+                    f"at once, without the steps since the last checkpoint; go on with\n{again}"
+                ) from None
+            except (TrainingDiverged, NumericalError):
+                if not ranks.root:
+                    time.sleep(SAID_BY_ROOT)
+                raise
+        console(quiet=not ranks.root).print(
+            f"{run.path}: {summary if summary else 'was trained already; nothing to do'}"
+        )
+    return run
+
+
+def _train(
+    run: Run, ranks: Ranks, group: Group, device: str, resume: bool, stop: StopRequests
+) -> WeightSummary | None:
+    """Train with a progress bar, or lines in a file, from rank 0."""
+    deck, out = run.deck, console(quiet=not ranks.root)
+    settings, flow = _settings(deck), build_flow(deck).to(device)
+    steps = settings.steps
+    out.print(
+        f"{deck.name}: {flow.parameter_count():,} parameters, {steps} steps{_places(settings, ranks, device)}"
+    )
+    with _bar(out) as progress:
+        task = progress.add_task("training", total=steps)
+
+        def report(record: Record) -> None:
+            if ranks.root:
+                log.append(run.log, record)
+            progress.update(task, description=f"ESS {record['ess']:.4f}")
+            out.print(line(record, steps))
+
+        return train(
+            flow,
+            deck.target,
+            settings,
+            seed=deck.seed,
+            weights=run.weights,
+            resume=resume,
+            report=report,
+            tick=lambda done: progress.update(task, completed=done),
+            stop=stop.reason,
+            group=group,
+        )
+
+
+def _bar(out: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=out, disable=not out.is_terminal or out.quiet, transient=True)
+
+
+def _places(settings: TrainSettings, ranks: Ranks, device: str) -> str:
+    if ranks.size == 1:
+        return ""
+    smallest = min(batch for _, batch in settings.batches)
+    idle = f"; at batch {smallest} only {smallest} ranks have work" if ranks.size > smallest else ""
+    return f" on {ranks.size} ranks, {device}{idle}"
+
+
+def _command(run: Run, device: str, limit: str | float | None) -> str:
+    """The line that goes on, under any launcher."""
+    words = ["latticeflow", "train", run.path, "--resume"]
+    words += ["--device", device] if device != "auto" else []
+    words += ["--time-limit", limit] if limit is not None else []
+    return shlex.join(map(str, words))
+
+
+def _run(path: Path, overrides: list[str] | tuple[str, ...], folder: Path | str | None, resume: bool) -> Run:
+    """The run to train, made if need be; a flow that does not fit the lattice leaves nothing behind."""
     if path.is_dir():
         if not resume:
             raise InputError(f"{path} is a folder: give a deck (.toml), or --resume to go on with this run")
@@ -55,39 +154,15 @@ def train_run(
     else:
         deck = Deck.read(path, overrides)
         folder = Path("runs") / deck.name if folder is None else Path(folder)
+    _settings(deck)
+    build_flow(deck)
+    return _open(deck, folder, resume)
+
+
+def _settings(deck: Deck) -> TrainSettings:
     if deck.flow is None or deck.train is None:
-        raise InputError(f"{path}: training needs both [flow] and [train] in the deck")
-    # built before the run folder is made: a flow that does not fit the lattice leaves nothing behind
-    flow = build_flow(deck).to(pick_device(device))
-    run = _open(deck, folder, resume)
-
-    out, steps = console(), deck.train.steps
-    out.print(f"{deck.name}: {deck.flow.kind} flow, {flow.parameter_count():,} parameters, {steps} steps")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=out, disable=not out.is_terminal, transient=True)
-    try:
-        with stop_on_sigterm(), bar as progress:
-            task = progress.add_task("training", total=steps)
-
-            def report(record: Record) -> None:
-                log.append(run.log, record)
-                progress.update(task, description=f"ESS {record['ess']:.4f}")
-                out.print(line(record, steps))
-
-            summary = train(
-                flow,
-                deck.target,
-                deck.train,
-                seed=deck.seed,
-                weights=run.weights,
-                resume=resume,
-                report=report,
-                tick=lambda done: progress.update(task, completed=done),
-            )
-    except KeyboardInterrupt:
-        raise Stopped(f"training stopped; go on with: latticeflow train {run.path} --resume") from None
-    out.print(f"{run.path}: {summary if summary else 'was trained already; nothing to do'}")
-    return run
+        raise InputError(f"{deck.name}: training needs both [flow] and [train] in the deck")
+    return deck.train
 
 
 def _open(deck: Deck, folder: Path, resume: bool) -> Run:

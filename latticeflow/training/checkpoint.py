@@ -212,3 +212,9 @@ def load_flow(weights: Path, deck) -> tuple[Flow, str]:
     flow, checkpoint = build_flow(deck), latest(weights)
     flow.to(DTYPES[_state(checkpoint)["settings"]["precision"]])
     return flow, load_weights(flow, checkpoint)
+
+
+def check_checkpoint(checkpoint: Path) -> None:
+    """Read all of a checkpoint. Raises `StoreError` naming a file that is damaged or was edited."""
+    for name in ("flow", "optimizer"):
+        _tensors(Path(checkpoint) / f"{name}.safetensors")

@@ -53,9 +53,9 @@ def train(
     `together` set.
 
     A checkpoint of k steps is written during the next step, when the loss of its weights has been seen to be
-    sound. Raises, on every rank, `TrainingDiverged`, naming the newest one, when loss or gradient is not finite, the loss exceeds
-    the first by ten times max(|first|, number of sites), or an evaluation fails; `NumericalError` when the ranks' weights
-    have come to differ. Raises `StoreError` when a checkpoint cannot be written or read, `InputError` when
+    sound. Raises, on every rank, `TrainingDiverged`, naming the newest one, when loss or gradient is not finite, the
+    loss exceeds the first by ten times max(|first|, number of sites), or an evaluation fails; `NumericalError` when the
+    ranks' weights have come to differ. Raises `StoreError` when a checkpoint cannot be written or read, `InputError` when
     flow and target differ in shape, when `weights` holds checkpoints and `resume` is False, or when they were made
     with another seed or other settings.
     """
