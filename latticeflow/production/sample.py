@@ -26,7 +26,7 @@ from ..threads import threads
 from ..training.checkpoint import load_flow
 from .device import bind_device
 from .lock import run_lock
-from .ranks import Ranks, refuse_torchrun
+from .ranks import Ranks, launcher_of_this, refuse_torchrun
 from .stop import GRACE, StopRequests, duration, leave_together, stop_requests
 from .summary import summary_lines
 from .worker import Key, Worker, missing_blocks, share_out
@@ -139,10 +139,11 @@ def _sample(
 def _draw(worker: Worker, work: list[Key], stop: StopRequests, console: Console, every: float = 60.0) -> int:
     """Draw `work` until it is done or a stop is asked for; how many blocks that were.
 
-    A progress bar on a terminal, else a line a minute.
+    A progress bar on a terminal, else a line a minute; under a launcher never a bar, since Open MPI's shows ranks a
+    terminal even where it writes to a file.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    visible = console.is_terminal and not console.quiet
+    visible = console.is_terminal and launcher_of_this() is None
     said = time.monotonic()
     with Progress(*columns, console=console, disable=not visible, transient=True) as progress:
         task = progress.add_task("blocks of rank 0", total=len(work))
