@@ -1,11 +1,12 @@
 """Estimates with honest errors: from chains (autocorrelation, jackknife) and from log-weights."""
 
 from .autocorrelation import Estimate, TauInt, autocorrelation, mean, tau_int
-from .jackknife import jackknife
+from .jackknife import Bins, jackknife
 from .notation import bracket
 from .weights import WeightSummary, WeightSums, summarise_weights
 
 __all__ = [
+    "Bins",
     "Estimate",
     "TauInt",
     "WeightSummary",

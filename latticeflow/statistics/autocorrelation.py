@@ -14,10 +14,12 @@ import numpy as np
 
 from ..errors import FrozenSeries, InputError, StatisticsError, TooFewSamples
 from .notation import bracket
+from .streams import Moments, Piece, Walk, autocovariance, moments
 
 S = 2.0  # tau_exp / tau_int in Wolff's rule; 1 to 2 is usual, pyerrors takes 2 as well
 SOKAL = 5.0  # Sokal's window in tau_int, which leaves out exp(-5) of one exponential
 ENOUGH = 100  # samples wanted per tau_int; emcee's rule (50 times its own, doubled tau)
+LAGS = 256  # looked at first, eight times as many where no window closes
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,15 @@ def autocorrelation(series) -> np.ndarray:
     different places show as a rho that does not fall. Taking m from the same data lowers every Gamma(t) by
     the mean's variance `2 tau_int Gamma(0) / (chains steps)`, which is added back (eq. 49). Subtracting each
     chain's own mean would make that bias `chains` times as large. Where no window closes the correction is
-    unknown and left out. The transforms are emcee's `function_1d`.
+    unknown and left out.
 
     Raises `InputError` for a bad shape or NaN, `FrozenSeries` where no chain ever moves.
     """
-    x = _checked(series)
-    gamma = _covariance(x)
-    window = _window(gamma, x.size)
+    walk, shape = _in_memory(series)
+    gamma = autocovariance(walk, shape.mean, shape.steps, shape.steps - 1)[0]
+    window = _window(gamma[: shape.steps // 2 + 1], shape.n)
     if window is not None:
-        gamma = _unbiased(gamma, window, x.size)
+        gamma = unbiased(gamma, window, shape.n)
     return gamma / gamma[0]
 
 
@@ -80,88 +82,88 @@ def tau_int(series) -> TauInt:
     where neither window closes within half a chain, or N < 100 max(tau, 1/2); `StatisticsError` where the
     sum is not positive.
     """
-    return _estimate(_checked(series))[0]
+    return mean(series).tau
 
 
 def mean(series) -> Estimate:
     """Mean of a series `[chains, steps]`, error `sigma sqrt(2 tau_int / N)`. Raises what `tau_int` raises."""
-    x = _checked(series)
-    tau, variance = _estimate(x)
-    return Estimate(float(x.mean()), float(np.sqrt(variance * 2 * tau.value / x.size)), tau)
+    walk, shape = _in_memory(series)
+    found = means(walk, shape.mean, shape)[0]
+    if isinstance(found, StatisticsError):
+        raise found
+    return found
 
 
-def _checked(series) -> np.ndarray:
+def _in_memory(series) -> tuple[Walk, Moments]:
     x = np.asarray(series, dtype=np.float64)
     if x.ndim != 2 or x.size == 0:
         raise InputError(f"series of shape {x.shape}; expected [chains, steps], one chain as [1, steps]")
-    if not np.isfinite(x).all():
-        raise InputError(f"series holds {np.count_nonzero(~np.isfinite(x))} values that are not finite")
-    if x.shape[1] < 4:
-        raise TooFewSamples(
-            f"chains of {x.shape[1]} steps; tau_int needs at least 4 and some 20 tau_int: draw longer chains"
-        )
-    if not _moves(x).any():
-        raise FrozenSeries(
-            f"no chain of {x.shape[0]} ever moves in {x.shape[1]} steps (first value {x[0, 0]:.6g}): "
-            "a constant series has no autocorrelation time, and its error cannot be known"
-        )
-    return x
+
+    def walk():
+        yield Piece(0, 0, x[None])
+
+    shape = moments(walk)
+    shape.check(0)
+    return walk, shape
 
 
-def _moves(x: np.ndarray) -> np.ndarray:
-    """Which chains change by more than float64's rounding; a topological charge is a sum of angles."""
-    return np.ptp(x, axis=1) > 1e-13 * np.abs(x).max()
+def means(
+    walk: Walk, mean: np.ndarray, shape: Moments, most: int | None = None
+) -> list[Estimate | StatisticsError]:
+    """`mean(series)` of each of K columns, or why there is none, from pieces walked as often as it takes.
+
+    `mean` `[K]`: the columns' means; `shape`: says how many samples, chains and steps there are. Lags up to `LAGS` are
+    looked at first, then eight times as many for the columns where Wolff's window has not closed, up to half a chain,
+    or to `most` where that is less: then windows count as not closed beyond it.
+    """
+    found: list[Estimate | StatisticsError | None] = [None] * len(mean)
+    last = shape.steps // 2 if most is None else min(most, shape.steps // 2)
+    lags = min(LAGS, last)
+    while undecided := [k for k, one in enumerate(found) if one is None]:
+        for k, gamma in zip(undecided, autocovariance(walk, mean, shape.steps, lags, undecided)):
+            if lags == last or _closes(gamma, shape.n, sokal=False):
+                try:
+                    found[k] = _estimate(gamma, float(mean[k]), shape)
+                except StatisticsError as error:
+                    found[k] = error
+        lags = min(8 * lags, last)
+    return found  # type: ignore[return-value]
 
 
-def _covariance(x: np.ndarray) -> np.ndarray:
-    """Gamma(t) about the mean of all chains, `[steps]`, not yet corrected for that mean's own variance."""
-    from emcee.autocorr import (
-        function_1d,
-    )  # here: emcee loads scipy.stats, a third of the start of every rank
-
-    chains, steps = x.shape
-    total = np.zeros(steps)
-    for chain, shift, moves in zip(x, x.mean(axis=1) - x.mean(), _moves(x)):
-        centred = chain - chain.mean()
-        if moves:
-            total += function_1d(chain) * (centred @ centred)
-        # function_1d subtracts the chain's own mean; with y = centred + shift instead,
-        # sum_i y(i) y(i+t) has two partial sums of `centred`, over i < steps - t and over i >= t, more.
-        partial = np.cumsum(centred)
-        both = partial[::-1] + (partial[-1] - np.concatenate([[0.0], partial[:-1]]))
-        total += shift * both + shift**2 * (steps - np.arange(steps))
-    return total / (chains * (steps - np.arange(steps)))
+def _closes(gamma: np.ndarray, n: int, sokal: bool) -> int | None:
+    """The first W = 1, 2, ... at which the window closes, None where it does not within gamma."""
+    W = np.arange(1, len(gamma))
+    tau = np.maximum(0.5 + np.cumsum(np.abs(gamma[W] / gamma[0])), 0.5 + 1e-12)
+    tau_exp = S / np.log((2 * tau + 1) / (2 * tau - 1))
+    closed = W >= SOKAL * tau if sokal else np.exp(-W / tau_exp) < tau_exp / np.sqrt(W * n)
+    return int(W[np.argmax(closed)]) if closed.any() else None
 
 
 def _window(gamma: np.ndarray, n: int) -> int | None:
-    """Wolff's window if it closes within half a chain, else Sokal's, None where neither does."""
-    W = np.arange(1, len(gamma) // 2 + 1)
-    tau = np.maximum(0.5 + np.cumsum(np.abs(gamma[W] / gamma[0])), 0.5 + 1e-12)
-    tau_exp = S / np.log((2 * tau + 1) / (2 * tau - 1))
-    for closed in (np.exp(-W / tau_exp) < tau_exp / np.sqrt(W * n), W >= SOKAL * tau):
-        if closed.any():
-            return int(W[np.argmax(closed)])
-    return None
+    """Wolff's window if it closes within `gamma`, else Sokal's, None where neither does."""
+    return _closes(gamma, n, sokal=False) or _closes(gamma, n, sokal=True)
 
 
-def _unbiased(gamma: np.ndarray, window: int, n: int) -> np.ndarray:
+def unbiased(gamma: np.ndarray, window: int, n: int) -> np.ndarray:
+    """Gamma with the variance of the mean of n samples added back, `(Gamma(0) + 2 sum_{t<=W} Gamma(t)) / n`."""
     return gamma + (gamma[0] + 2 * gamma[1 : window + 1].sum()) / n
 
 
-def _estimate(x: np.ndarray) -> tuple[TauInt, float]:
-    """tau_int and the variance of one sample."""
-    chains, steps = x.shape
-    n = x.size
-    gamma = _covariance(x)
+def _estimate(gamma: np.ndarray, mean: float, shape: Moments) -> Estimate:
+    """From Gamma(0) ... Gamma(lags), not yet corrected for the mean's own variance."""
+    chains, steps, n = shape.chains, shape.steps, shape.n
+    if not gamma[0] > 0:
+        raise FrozenSeries("a series without fluctuations has no autocorrelation time")
     window = _window(gamma, n)
     if window is None:
-        seen = 0.5 + (gamma[1 : steps // 2 + 1] / gamma[0]).sum()
+        seen, lags = 0.5 + (gamma[1:] / gamma[0]).sum(), len(gamma) - 1
+        where = "half a chain" if lags == steps // 2 else f"{lags} steps, the most that are looked at"
         raise TooFewSamples(
-            f"{chains} chains of {steps} steps: the autocorrelation has not died out within half a chain "
+            f"{chains} chains of {steps} steps: the autocorrelation has not died out within {where} "
             f"(sum so far {seen:.3g} steps), or chains sit in different places; expected chains of some 20 "
             f"tau_int, at least {max(2 * steps, int(40 * abs(seen)))} steps"
         )
-    gamma = _unbiased(gamma, window, n)
+    gamma = unbiased(gamma, window, n)
     tau = float(0.5 + gamma[1 : window + 1].sum() / gamma[0])
     needed = int(np.ceil(ENOUGH * max(tau, 0.5)))
     if n < needed:
@@ -174,5 +176,5 @@ def _estimate(x: np.ndarray) -> tuple[TauInt, float]:
             f"tau_int = {tau:.3g} from {chains} chains of {steps} steps is not positive: the series "
             "alternates, and its error cannot be told; change the trajectory length or thin by an odd number"
         )
-    error = tau * np.sqrt(2 * (2 * window + 1) / n)
-    return TauInt(tau, float(error), window, chains, steps), float(gamma[0])
+    found = TauInt(tau, float(tau * np.sqrt(2 * (2 * window + 1) / n)), window, chains, steps)
+    return Estimate(mean, float(np.sqrt(gamma[0] * 2 * tau / n)), found)
