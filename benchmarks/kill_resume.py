@@ -25,7 +25,7 @@ parser.add_argument("--seed", type=int, default=1)
 
 
 def blocks(run: Path) -> int:
-    return len(list(run.glob("ensembles/*/s*.h5")))
+    return len(list(run.glob("ensembles/*/blocks/*/s*.h5")))
 
 
 def trial(mpirun, run: Path, number: int, rng: random.Random, seconds: float, reference: dict) -> bool:
@@ -65,7 +65,7 @@ def main() -> None:
         seconds = []
         for sampler in ("flow", "hmc"):
             sample(mpirun, 1, whole, sampler)
-            times = [path.stat().st_mtime for path in (whole / "ensembles" / sampler).glob("*")]
+            times = [path.stat().st_mtime for path in (whole / "ensembles" / sampler).glob("blocks/*/s*.h5")]
             seconds.append(max(times) - min(times))
         reference = contents(whole)
         good = 0

@@ -25,6 +25,10 @@ class StoreError(LatticeflowError):
     """A file that is missing, corrupted, truncated, of another run or of a newer format."""
 
 
+class WriteFailed(StoreError):
+    """A file that the system does not let be written: a full disk, a read-only folder, a quota, a limit."""
+
+
 class TrainingDiverged(LatticeflowError):
     """The loss became NaN, infinite or exploded; the message names the last good checkpoint."""
 

@@ -1,11 +1,37 @@
 """Files that are either whole or absent, and content hashes."""
 
+import errno
 import hashlib
 import os
 import platform
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .errors import WriteFailed
+
+_ADVICE = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room within your quota",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f)",
+    errno.EROFS: "that file system is mounted read-only: have it mounted writable, or copy the run elsewhere",
+    errno.EACCES: "get permission to write in that folder, or copy the run elsewhere",
+    errno.EPERM: "get permission to write in that folder, or copy the run elsewhere",
+}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever the system refuses while `path` is written is a `WriteFailed` that says so."""
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "see to the disk")
+        raise WriteFailed(
+            f"{path} cannot be written: {error.strerror or error}. What was finished before is kept; {advice}, "
+            "then run the same command again"
+        ) from None
 
 
 def write_atomic(
@@ -16,29 +42,45 @@ def write_atomic(
     `check(temporary path)` reads the file back and raises where it is not what was meant. The temporary
     file lies in the same folder and is removed on failure; a kill at any moment leaves either no file or a
     whole one under `path`. Its name is unique: ranks on other hosts, with the same process id, may write the
-    same file. `write` should still open it as new ("x").
+    same file. `write` should still open it as new ("x"). Raises `WriteFailed` where the system refuses.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{platform.node()}.{secrets.token_hex(8)}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        if check is not None:
-            check(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with writing(path):
+        try:
+            write(temporary)
+            with open(temporary, "rb+") as handle:
+                os.fsync(handle.fileno())
+            if check is not None:
+                check(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):  # the reason is what matters, not that tidying up failed for the same one
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file, whole or not at all. Raises `WriteFailed`."""
+
     def write(temporary: Path) -> None:
         with open(temporary, "x", encoding="utf-8") as handle:
             handle.write(text)
 
     write_atomic(path, write)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, durably; one that is there stays. Raises `WriteFailed`."""
+    path = Path(path)
+    if path.is_dir():
+        return
+    with writing(path):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in missing:
+            sync_folder(folder.parent)
 
 
 def source_hash(folder: Path) -> str:

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from fake_ensembles import flow, hmc  # noqa: F401 (fixtures)
 from jobs import Launcher, launchers
 
 

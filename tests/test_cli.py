@@ -195,7 +195,7 @@ def test_corrupted_block(call, run, folder):
     shutil.copytree(run, folder / "corrupted")
     ensemble = folder / "corrupted/ensembles/hmc"
     whole = ok(call("measure", "corrupted", "--sampler", "hmc"))
-    block = sorted(ensemble.glob("s*.h5"))[0]
+    block = sorted(ensemble.glob("blocks/*/s*.h5"))[0]
     block.write_bytes(block.read_bytes()[: block.stat().st_size // 2])
     assert ok(call("measure", "corrupted", "--sampler", "hmc")).strip() == whole.strip()
     shutil.rmtree(ensemble / "measured")

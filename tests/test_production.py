@@ -83,10 +83,10 @@ def reference(trained, tmp_path_factory) -> dict:
 
 def test_reference_is_whole(reference):
     files = [name for name in reference if name.endswith(".h5")]
-    assert len([f for f in files if "/exact/s" in f]) == 10
-    assert len([f for f in files if "/flow/s" in f]) == 7
-    assert len([f for f in files if "/hmc/s" in f]) == 6  # 3 streams of 2 blocks
-    assert len([f for f in files if "/emcee/s" in f]) == 4
+    assert len([f for f in files if "/exact/blocks/" in f]) == 10
+    assert len([f for f in files if "/flow/blocks/" in f]) == 7
+    assert len([f for f in files if "/hmc/blocks/" in f]) == 6  # 3 streams of 2 blocks
+    assert len([f for f in files if "/emcee/blocks/" in f]) == 4
     assert "ensembles/flow/chain.h5" in files and "ensembles/hmc/chain.h5" not in files
     index = np.frombuffer(reference["ensembles/flow/chain.h5"]["index"], dtype=np.int64)
     assert 0.2 < np.count_nonzero(np.diff(index)) / len(index) < 0.999  # the chain has something to reject
@@ -113,12 +113,12 @@ def test_any_number_of_ranks_gives_the_same_bytes(mpirun, run, reference, n):
 def test_kill_9_and_resume(mpirun, run, reference):
     rng = random.Random(5)
     for n in (2, 1):
-        before = len(list(run.glob("ensembles/*/s*.h5")))
-        if before == len([name for name in reference if "/s0" in name]):
+        before = len(list(run.glob("ensembles/*/blocks/*/s*.h5")))
+        if before == len([name for name in reference if "/blocks/" in name]):
             break
         job = mpirun.start(n, "-c", SAMPLE, run, *JOBS, cwd=run.parent)
         wanted = before + rng.randint(1, 8)
-        while len(list(run.glob("ensembles/*/s*.h5"))) < wanted and job.poll() is None:
+        while len(list(run.glob("ensembles/*/blocks/*/s*.h5"))) < wanted and job.poll() is None:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.02))
         kill_9(job)
@@ -142,7 +142,7 @@ def test_bad_input_is_said_once(mpirun, run):
 def test_extending_keeps_what_is_there(run, reference, capsys):
     sample_run(run, sampler="hmc", draws=100)
     sample_run(run, sampler="flow", draws=100)
-    times = {path: path.stat().st_mtime_ns for path in run.glob("ensembles/*/s*.h5")}
+    times = {path: path.stat().st_mtime_ns for path in run.glob("ensembles/*/blocks/*/s*.h5")}
     assert len(times) == 3 + 2
     for sampler in ("hmc", "flow"):
         sample_run(run, sampler=sampler, draws=DRAWS[sampler])
@@ -157,7 +157,7 @@ def test_extending_keeps_what_is_there(run, reference, capsys):
 
 def test_damaged_block_is_named_and_redrawn(run, reference):
     sample_run(run, sampler="hmc", draws=120)
-    path = run / "ensembles/hmc/s000001_b000000.h5"
+    path = run / "ensembles/hmc/blocks/s000000_b000000/s000001_b000000.h5"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(StoreError, match=r"s000001_b000000\.h5 is damaged.*redrawn identically"):
         sample_run(run, sampler="hmc", draws=DRAWS["hmc"])
@@ -168,7 +168,7 @@ def test_damaged_block_is_named_and_redrawn(run, reference):
 
 def test_lost_block_inside_a_stream_is_redrawn(run, reference):
     sample_run(run, sampler="hmc", draws=DRAWS["hmc"])
-    (run / "ensembles/hmc/s000001_b000000.h5").unlink()
+    (run / "ensembles/hmc/blocks/s000000_b000000/s000001_b000000.h5").unlink()
     sample_run(run, sampler="hmc", draws=DRAWS["hmc"])
     assert contents(run) == {name: data for name, data in reference.items() if "/hmc/" in name}
 
@@ -178,7 +178,7 @@ def test_sigterm_stops_resumably(run, reference):
     before = signal.getsignal(signal.SIGTERM)
 
     def stop():
-        while not list(run.glob("ensembles/hmc/s*.h5")):
+        while not list(run.glob("ensembles/hmc/blocks/*/s*.h5")):
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -188,7 +188,7 @@ def test_sigterm_stops_resumably(run, reference):
         sample_run(run, sampler="hmc", draws=100_000)
     thread.join()
     assert stopped.value.status == 75 and signal.getsignal(signal.SIGTERM) is before
-    assert not list(run.glob("ensembles/hmc/.*"))
+    assert not list((run / "ensembles/hmc").rglob(".*"))
     sample_run(run, sampler="hmc", draws=DRAWS["hmc"])
     found = contents(run)
     assert all(found[name] == data for name, data in reference.items() if "/hmc/" in name)
@@ -260,7 +260,7 @@ def test_error_of_exp_minus_dh_uses_all_steps(tmp_path):
 
 def test_leftovers_of_killed_jobs_go(run):
     folder = sample_run(run, sampler="exact", draws=10).path
-    old, new = folder / ".s000001_b000000.h5.77.tmp", folder / ".s000002_b000000.h5.78.tmp"
+    old, new = folder / "blocks/s000000_b000000/.s000001_b000000.h5.77.tmp", folder / ".s000002_b000000.h5.78.tmp"
     old.write_text("half")
     new.write_text("half")
     os.utime(old, (time.time() - 7200,) * 2)
@@ -388,7 +388,7 @@ def test_info(run, capsys):
     (run / "train.jsonl").write_text('{"step": 7, "loss": 1.5}\n{"step": 8, "lo')
     print_info(run)
     assert "last line of the training log: step 7, loss 1.5" in capsys.readouterr().out
-    path = run / "ensembles/hmc/s000001_b000000.h5"
+    path = run / "ensembles/hmc/blocks/s000000_b000000/s000001_b000000.h5"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(StoreError, match="ensembles with problems, shown above: hmc"):
         print_info(run)

@@ -6,67 +6,15 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-import torch
+from fake_ensembles import ABOUT, BLOCK, RECORD, fake_draws, fake_state
 
 from latticeflow.analysis.export import export_run
 from latticeflow.config import Deck
-from latticeflow.correction import metropolis
-from latticeflow.errors import InputError, StatisticsError, StoreError
-from latticeflow.files import write_atomic
+from latticeflow.errors import InputError, StoreError
 from latticeflow.random import Purpose
 from latticeflow.run import Run
-from latticeflow.samplers.base import Draws
-from latticeflow.store import Ensemble
+from latticeflow.store import Ensemble, hdf5
 from latticeflow.store import block as block_files
-
-BLOCK = 64
-RECORD = {
-    "sampler": "flow",
-    "settings": {"block": BLOCK, "precision": "float32", "threads": 1},
-    "target": {"kind": "phi4", "shape": (2, 2), "m2": -4.0, "lam": 8.0},
-    "seed": 3,
-    "weights": "ab" * 32,
-    "chains": 0,
-    "interacting": False,
-    "weighted": True,
-}
-CHAINS = {**RECORD, "sampler": "hmc", "weights": None, "chains": 8, "weighted": False}
-ABOUT = {"precision": "float32", "batch": 64, "threads": 1, "torch": "2", "host": "here"}
-
-
-def fake_draws(number: int, weighted: bool = True, n: int = BLOCK) -> Draws:
-    rng = np.random.default_rng(number)
-    log_w = rng.normal(size=n) if weighted else None
-    x = torch.from_numpy(rng.normal(size=(n, 2, 2)).astype(np.float32))
-    return Draws(x, rng.normal(size=n), log_w, {} if weighted else {"acceptance": rng.random(n // 8)})
-
-
-def fake_state(number: int) -> dict:
-    rng = np.random.default_rng(number)
-    return {
-        "x": rng.normal(size=(8, 2, 2)),
-        "step": np.array(0.1),
-        "counts": np.arange(8),
-        "none": np.empty(0),
-    }
-
-
-@pytest.fixture
-def flow(tmp_path):
-    ensemble = Ensemble.create(tmp_path / "run" / "ensembles" / "flow", **RECORD)
-    for b in range(3):
-        ensemble.write(b, 0, fake_draws(b), None, 0.5, **ABOUT)
-    return ensemble
-
-
-@pytest.fixture
-def hmc(tmp_path):
-    ensemble = Ensemble.create(tmp_path / "run" / "ensembles" / "hmc", **CHAINS)
-    for s in range(2):
-        for b in range(3):
-            about = {**ABOUT, "start_seconds": 2.0} if b == 0 else ABOUT
-            ensemble.write(s, b, fake_draws(10 * s + b, weighted=False), fake_state(b), 0.5, **about)
-    return ensemble
 
 
 def everything(ensemble, key) -> dict[str, bytes]:
@@ -107,9 +55,10 @@ def test_block_numbers_sort_as_numbers(flow):
 
 
 def test_any_flipped_byte_is_noticed_or_harmless(hmc):
-    path = hmc.path / block_files.block_name(0, 1)
+    """Flips in arrays are met on reading them, those in attributes (HDF5 leaves strings unchecked) by the digest."""
+    path = block_files.block_path(hmc.path, 0, 1)
     good, bytes_ = everything(hmc, (0, 1)), path.read_bytes()
-    attributes = hmc.attributes(0, 1)
+    attributes = hmc.check_block(0, 1)[1]
     noticed = 0
     places = np.random.default_rng(1).choice(len(bytes_), size=250, replace=False)
     for place in places:
@@ -118,15 +67,51 @@ def test_any_flipped_byte_is_noticed_or_harmless(hmc):
         path.write_bytes(bad)
         try:
             assert everything(hmc, (0, 1)) == good
-            assert hmc.attributes(0, 1) == attributes
+        except StoreError as error:
+            assert str(path) in str(error)
+        try:
+            assert hmc.check_block(0, 1)[1] == attributes
         except StoreError as error:
             assert str(path) in str(error)
             noticed += 1
     assert noticed > 50  # the rest is padding between HDF5's parts
 
 
+@pytest.mark.parametrize("name", ["x", "log_w"])
+def test_an_edit_that_keeps_every_checksum(flow, name):
+    path = block_files.block_path(flow.path, 1, 0)
+    with h5py.File(path, "r+") as file:  # h5py writes new checksums
+        file[name][3], file[name][4] = file[name][4], file[name][3]  # the mean stays
+    flow.read(1, 0)
+    with pytest.raises(StoreError, match=r"s000001_b000000\.h5 was edited: its digest"):
+        flow.check_block(1, 0)
+    flow.check_block(0, 0)
+
+
+@pytest.mark.parametrize("change", [{"host": "there"}, {"seconds": 0.4}, {"mine": 1}])
+def test_an_edited_attribute(flow, change):
+    with h5py.File(block_files.block_path(flow.path, 1, 0), "r+") as file:
+        file.attrs.update(change)
+    with pytest.raises(StoreError, match=r"was edited: its digest"):
+        flow.check_block(1, 0)
+
+
+def test_only_blocks_in_their_place_count(flow):
+    """A thousand streams a folder; a block elsewhere is none, and is named."""
+    flow.write(1234, 0, fake_draws(1), None, 0.5, **ABOUT)
+    folder = flow.path / "blocks"
+    assert (folder / "s001000_b000000" / "s001234_b000000.h5").is_file()
+    lost = folder / "s000000_b000000" / "s001234_b000000.h5"
+    shutil.move(folder / "s001000_b000000" / "s001234_b000000.h5", lost)
+    half = folder / "s000000_b000000" / ".s000007_b000000.h5.host.ab.tmp"
+    half.write_bytes(b"half")
+    assert flow.present == [(0, 0), (1, 0), (2, 0)]
+    assert block_files.strangers(flow.path) == [half, lost]
+    assert block_files.leftovers(flow.path) == [half]
+
+
 def test_flipped_byte_in_the_data(flow):
-    path = flow.path / block_files.block_name(1, 0)
+    path = block_files.block_path(flow.path, 1, 0)
     bytes_ = bytearray(path.read_bytes())
     place = bytes_.find(fake_draws(1).x.numpy().tobytes())
     assert place > 0
@@ -139,7 +124,7 @@ def test_flipped_byte_in_the_data(flow):
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
 def test_truncated(flow, share):
-    path = flow.path / block_files.block_name(1, 0)
+    path = block_files.block_path(flow.path, 1, 0)
     bytes_ = path.read_bytes()
     path.write_bytes(bytes_[: int(share * len(bytes_))])
     with pytest.raises(StoreError, match=r"s000001_b000000\.h5 is damaged"):
@@ -147,7 +132,7 @@ def test_truncated(flow, share):
 
 
 def test_foreign_files(flow):
-    path = flow.path / block_files.block_name(1, 0)
+    path = block_files.block_path(flow.path, 1, 0)
     path.write_text("not HDF5")
     with pytest.raises(StoreError, match="damaged or not a file of this package"):
         flow.read(1, 0)
@@ -162,8 +147,8 @@ def test_foreign_files(flow):
 
 def test_misnamed(flow):
     shutil.copy(
-        flow.path / block_files.block_name(1, 0),
-        flow.path / block_files.block_name(7, 0),
+        block_files.block_path(flow.path, 1, 0),
+        block_files.block_path(flow.path, 7, 0),
     )
     with pytest.raises(StoreError, match=r"s000007_b000000\.h5 holds stream 1, block 0.*s000001_b000000"):
         flow.read(7, 0)
@@ -172,64 +157,43 @@ def test_misnamed(flow):
 def test_block_of_another_ensemble(flow, tmp_path):
     other = Ensemble.create(tmp_path / "other", **{**RECORD, "seed": 4})
     other.write(1, 0, fake_draws(1), None, 0.5, **ABOUT)
-    name = block_files.block_name(1, 0)
-    shutil.copy(other.path / name, flow.path / name)
+    shutil.copy(block_files.block_path(other.path, 1, 0), block_files.block_path(flow.path, 1, 0))
     with pytest.raises(StoreError, match="belongs to another ensemble"):
         flow.read(1, 0)
 
 
-def test_newer_format(flow, monkeypatch):
-    monkeypatch.setattr(block_files, "FORMAT", block_files.FORMAT + 1)
+@pytest.mark.parametrize(("shift", "age"), [(1, "a newer"), (-1, "an older")])
+def test_another_format(flow, monkeypatch, shift, age):
+    other = block_files.FORMAT + shift
+    monkeypatch.setattr(block_files, "FORMAT", other)
     flow.write(5, 0, fake_draws(5), None, 0.5, **ABOUT)
     monkeypatch.undo()
-    with pytest.raises(StoreError, match="format 2; this version of latticeflow reads format 1"):
+    wanted = f"format {other}, written by {age} version of latticeflow; this one reads format 2"
+    with pytest.raises(StoreError, match=wanted):
         flow.read(5, 0)
     table = json.loads((flow.path / "ensemble.json").read_text())
-    (flow.path / "ensemble.json").write_text(json.dumps({**table, "format": 2}))
-    with pytest.raises(StoreError, match="format 2"):
+    (flow.path / "ensemble.json").write_text(json.dumps({**table, "format": other}))
+    with pytest.raises(StoreError, match=wanted):
         Ensemble.open(flow.path)
 
 
 def test_altered_with_valid_checksums(flow):
-    with h5py.File(flow.path / block_files.block_name(1, 0), "r+") as file:
+    with h5py.File(block_files.block_path(flow.path, 1, 0), "r+") as file:
         file["log_w"][3] += 0.1
     with pytest.raises(StoreError, match=r"<log_w> = .* recorded"):
         flow.read(1, 0, "log_w")
 
 
 def test_disk_that_loses_a_bit(flow, monkeypatch):
-    monkeypatch.setattr(block_files, "get", lambda file, name: file[name][()] * 2)
+    monkeypatch.setattr(hdf5, "get", lambda file, name: file[name][()] * 2)
     with pytest.raises(StoreError, match="reads back different"):
         flow.write(5, 0, fake_draws(5), None, 0.5, **ABOUT)
     assert flow.present == [(0, 0), (1, 0), (2, 0)]
     assert not list(flow.path.glob(".*"))
 
 
-def test_failed_write_leaves_nothing(tmp_path):
-    def half(temporary):
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_atomic(tmp_path / "file", half)
-    assert not list(tmp_path.iterdir())
-
-
-def test_two_writers_of_one_file_on_two_hosts(tmp_path, monkeypatch):
-    """Process ids agree, as they may on two nodes; each must still write its own file."""
-    monkeypatch.setattr("os.getpid", lambda: 77)
-
-    def outer(temporary):
-        with open(temporary, "x") as handle:
-            handle.write("whole")
-        write_atomic(tmp_path / "file", lambda other: other.open("x").close())
-
-    write_atomic(tmp_path / "file", outer)
-    assert (tmp_path / "file").read_text() == "whole" and len(list(tmp_path.iterdir())) == 1
-
-
 def test_hole_in_a_chain(hmc):
-    (hmc.path / block_files.block_name(1, 1)).unlink()
+    (block_files.block_path(hmc.path, 1, 1)).unlink()
     with pytest.raises(StoreError, match=r"s000001_b000001\.h5 is missing.*chain is broken"):
         list(hmc.iterate("x"))
 
@@ -258,7 +222,7 @@ def test_missing_damaged_or_edited_record(flow, tmp_path):
     path.write_text(json.dumps({**table, "seed": 5}))
     with pytest.raises(StoreError, match="edited"):
         Ensemble.open(flow.path)
-    for text in ("{", "[]", "{}", '{"format": 1, "identity": ""}'):
+    for text in ("{", "[]", "{}", '{"format": 2, "identity": ""}'):
         path.write_text(text)
         with pytest.raises(StoreError, match="damaged"):
             Ensemble.open(flow.path)
@@ -267,57 +231,6 @@ def test_missing_damaged_or_edited_record(flow, tmp_path):
 def test_wrong_block_size(flow):
     with pytest.raises(InputError, match="32 draws for a block of 64"):
         flow.write(5, 0, fake_draws(5, n=32), None, 0.5)
-
-
-def test_chain_is_the_scan_with_a_stream_for_each_block(flow):
-    flow.build_chain()
-    chain = flow.chain()
-
-    class Joined:
-        """All blocks' random numbers one after another."""
-
-        def standard_exponential(self, n):
-            streams = [flow.generator(Purpose.METROPOLIS, b, 0) for b in range(3)]
-            return np.concatenate([rng.standard_exponential(BLOCK) for rng in streams])
-
-    expected = metropolis(flow.log_w, Joined())
-    np.testing.assert_array_equal(chain.index, expected.index)
-    moves = np.count_nonzero(np.diff(chain.index))
-    assert chain.acceptance == moves / (3 * BLOCK - 1) and chain.proposals == 3 * BLOCK
-    assert flow.summary().acceptance == chain.acceptance
-
-
-def test_chain_must_cover_the_blocks(flow):
-    with pytest.raises(StoreError, match=r"chain\.h5 is missing"):
-        flow.chain()
-    flow.build_chain()
-    first = flow.chain()
-    flow.write(3, 0, fake_draws(3), None, 0.5, **ABOUT)
-    with pytest.raises(StoreError, match="covers 3 blocks, not the 4 present"):
-        flow.chain()
-    flow.build_chain()
-    np.testing.assert_array_equal(flow.chain().index[: len(first.index)], first.index)
-    time = (flow.path / "chain.h5").stat().st_mtime_ns
-    flow.build_chain()  # covers all: stays
-    assert (flow.path / "chain.h5").stat().st_mtime_ns == time
-    (flow.path / "chain.h5").write_bytes(b"damaged")
-    with pytest.raises(StoreError, match=r"chain\.h5 is damaged"):
-        flow.chain()
-    flow.build_chain()
-    assert flow.chain().proposals == 4 * BLOCK
-
-
-def test_no_chain_without_weights(hmc, flow):
-    for call in (hmc.build_chain, hmc.chain, lambda: hmc.log_w):
-        with pytest.raises(InputError, match="stores no log-weights"):
-            call()
-    for b in range(3):
-        draws = fake_draws(b)
-        (flow.path / block_files.block_name(b, 0)).unlink()
-        flow.write(b, 0, Draws(draws.x, draws.log_prob, np.full(BLOCK, -np.inf)), None, 0.5, **ABOUT)
-    with pytest.raises(StatisticsError, match="every weight is zero"):
-        flow.build_chain()
-    assert not (flow.path / "chain.h5").exists()
 
 
 def test_samplers_share_no_noise(flow, hmc):

@@ -15,13 +15,14 @@ from rich.progress import track
 from .. import targets
 from ..console import console
 from ..correction import CorrectionSummary
-from ..errors import InputError, StatisticsError, StoreError
-from ..files import source_hash
+from ..errors import InputError, StatisticsError, StoreError, WriteFailed
+from ..files import make_folder, source_hash
 from ..observables import Primary, measure, observables, version
 from ..run import Run
 from ..samplers import samplers
 from ..store import Chain, Ensemble
-from ..store.block import get, open_h5, write_h5
+from ..store.block import block_path
+from ..store.hdf5 import get, open_h5, write_h5
 from ..targets import Target
 
 _TARGETS = Path(targets.__file__).parent  # action and virial are the target's
@@ -122,7 +123,7 @@ class Series:
         return self.ensemble.streams
 
     def _path(self, key: tuple[int, int]) -> Path:
-        return self.ensemble.path / "measured" / f"s{key[0]:06d}_b{key[1]:06d}.h5"
+        return block_path(self.ensemble.path, *key, part="measured")
 
     def _all(self, name: str, keys: list[tuple[int, int]]) -> np.ndarray:
         """Primary `name` of all draws of `keys`, `[N, ...]`; read once, since several estimates use each."""
@@ -146,9 +147,9 @@ class Series:
                 self._unsaved[key] = values
                 continue
             try:
-                self._path(key).parent.mkdir(exist_ok=True)
+                make_folder(self._path(key).parent)
                 write_h5(self._path(key), values, {**self.stamp, "stream": key[0], "block": key[1]})
-            except OSError as error:  # somebody else's folder, a read-only or a full disk
+            except WriteFailed as error:  # somebody else's folder, a read-only or a full disk
                 out.print(f"measurements are not kept, the next call makes them again: {error}")
                 self._unsaved[key] = values
 

@@ -1,10 +1,14 @@
 """Block files: a fixed number of draws, written once, immutable after that.
 
 One HDF5 file a block: `x` `[n, *event_shape]`, `log_prob` and (where the sampler has a density) `log_w`, both
-float64 `[n]`, `info/NAME`, `state/NAME` (the chain's state after the block), all with fletcher32 checksums;
-the newer HDF5 format checksums everything else. What made the block is in the attributes of the file.
+float64 `[n]`, `info/NAME`, `state/NAME` (the chain's state after the block); checksummed and with a digest, see
+`hdf5.py`. What made the block is in the attributes of the file.
+
+Folders hold few files each, for the sake of parallel file systems: block (s, b) lies in `blocks/sS_bB/`, S and
+B rounded down to thousands, so a thousand blocks of independent draws a folder.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,78 +18,53 @@ import h5py
 import numpy as np
 
 from ..errors import StoreError
-from ..files import write_atomic
+from ..files import make_folder
 from ..samplers.base import Draws, State
+from .hdf5 import REDRAW, get, names, open_h5, plain, read_whole, write_h5
 
-FORMAT = 1
+FORMAT = 2
+Key = tuple[int, int]  # (stream, block)
 _NAME = re.compile(r"s(\d{6,})_b(\d{6,})\.h5")
-_CHUNK = 1 << 20  # bytes
-REDRAW = "delete that file and run the same 'latticeflow sample' again: it is redrawn identically"
+_FAN = 1000
 
 
 def block_name(stream: int, block: int) -> str:
     return f"s{stream:06d}_b{block:06d}.h5"
 
 
-def list_blocks(folder: Path) -> list[tuple[int, int]]:
-    """(stream, block) of every block file in `folder`, sorted as numbers."""
-    found = (_NAME.fullmatch(path.name) for path in Path(folder).iterdir())
-    return sorted((int(name[1]), int(name[2])) for name in found if name)
+def block_path(folder: Path, stream: int, block: int, part: str = "blocks") -> Path:
+    """Where a block of the ensemble in `folder` lies; `part` "measured": what was measured of it later."""
+    return Path(folder) / part / _fan_name(stream, block) / block_name(stream, block)
 
 
-@contextmanager
-def open_h5(path: Path, remedy: str = REDRAW) -> Iterator[h5py.File]:
-    """Open read-only; whatever HDF5 finds wrong, then or while reading, is a `StoreError` naming the file."""
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
-    except FileNotFoundError:
-        raise StoreError(f"{path} is missing; {remedy}") from None
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise StoreError(f"{path} is damaged or not a file of this package ({error}); {remedy}") from None
+def _fan_name(stream: int, block: int) -> str:
+    return block_name(stream // _FAN * _FAN, block // _FAN * _FAN).removesuffix(".h5")
 
 
-def write_h5(path: Path, arrays: dict[str, np.ndarray], attributes: dict) -> None:
-    """Write arrays and attributes; whole, durable, read back and compared before the file has its name."""
-
-    def write(temporary: Path) -> None:
-        with h5py.File(temporary, "x", libver=("v110", "v110"), locking=False) as file:
-            file.attrs.update(attributes)
-            for name, array in arrays.items():
-                put(file, name, array)
-
-    def check(temporary: Path) -> None:
-        with open_h5(temporary, "the disk did not keep what was written") as file:
-            for name, array in arrays.items():
-                back = get(file, name)
-                if back.dtype != array.dtype or back.tobytes() != array.tobytes():
-                    raise StoreError(f"{path}: '{name}' reads back different from what was written")
-
-    write_atomic(path, write, check)
+def list_blocks(folder: Path) -> list[Key]:
+    """(stream, block) of every block file of the ensemble in `folder`, sorted as numbers; none is opened."""
+    return sorted(key for _, _, key in _walk(folder) if key)
 
 
-def put(file: h5py.File, name: str, array: np.ndarray) -> None:
-    """One checksummed dataset. HDF5 checksums chunks, so a number becomes an array of one, marked as such."""
-    data = np.atleast_1d(array)
-    if not data.size:
-        file.create_dataset(name, data=data)
-        return
-    rows = max(1, min(len(data), _CHUNK // max(1, data[0].nbytes)))
-    dataset = file.create_dataset(name, data=data, chunks=(rows, *data.shape[1:]), fletcher32=True)
-    if array.ndim == 0:
-        dataset.attrs["scalar"] = True
+def strangers(folder: Path) -> list[Path]:
+    """Files among the blocks that are none: misplaced, misnamed, or left by killed jobs."""
+    return sorted(Path(where) / name for where, name, key in _walk(folder) if not key)
 
 
-def get(file: h5py.File, name: str) -> np.ndarray:
-    dataset = file[name]
-    return dataset[()].reshape(()) if dataset.attrs.get("scalar", False) else dataset[()]
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files under `folder`: of jobs that were killed, or are writing."""
+    return sorted(Path(folder).rglob(".*.tmp"))
 
 
-def names(file: h5py.File) -> list[str]:
-    """Names of all datasets, `info/acceptance` and so on."""
-    found: list[str] = []
-    file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
-    return found
+def _walk(folder: Path) -> Iterator[tuple[str, str, Key | None]]:
+    """Every file under `folder/blocks`: where, name, and its key where it is a block in its place."""
+    root = os.path.join(folder, "blocks")
+    for where, _, files in os.walk(root):
+        for name in files:
+            found = _NAME.fullmatch(name)
+            key = (int(found[1]), int(found[2])) if found else None
+            right = key and block_name(*key) == name and where == os.path.join(root, _fan_name(*key))
+            yield where, name, key if right else None
 
 
 def write_block(
@@ -99,13 +78,15 @@ def write_block(
     arrays |= {f"state/{name}": np.asarray(value) for name, value in (state or {}).items()}
     about = {"format": FORMAT, "stream": stream, "block": block, "n": len(draws), **attributes}
     about |= {f"mean_{name}": arrays[name].mean() for name in ("log_prob", "log_w") if name in arrays}
-    write_h5(Path(folder) / block_name(stream, block), arrays, about)
+    path = block_path(folder, stream, block)
+    make_folder(path.parent)
+    write_h5(path, arrays, about)
 
 
 @contextmanager
 def open_block(folder: Path, stream: int, block: int, identity: str) -> Iterator[h5py.File]:
     """A block, read-only, with its format, its ensemble and its name checked. Raises `StoreError`."""
-    path = Path(folder) / block_name(stream, block)
+    path = block_path(folder, stream, block)
     with open_h5(path) as file:
         check_format(path, file, identity)
         named = int(file.attrs["stream"]), int(file.attrs["block"])
@@ -117,12 +98,22 @@ def open_block(folder: Path, stream: int, block: int, identity: str) -> Iterator
         yield file
 
 
+def check_version(path: Path, version: int) -> None:
+    """Raises `StoreError` for a file of another format than this version of the package writes."""
+    if version == FORMAT:
+        return
+    age = "a newer" if version > FORMAT else "an older"
+    raise StoreError(
+        f"{path} has format {version}, written by {age} version of latticeflow; this one reads format {FORMAT}. "
+        f"Use {age} version for this run, or draw into another run folder"
+    )
+
+
 def check_format(path: Path, file: h5py.File, identity: str) -> None:
     version = file.attrs.get("format")
     if version is None:
         raise StoreError(f"{path} is not a file of this package: no format version; {REDRAW}")
-    if version != FORMAT:
-        raise StoreError(f"{path} has format {version}; this version of latticeflow reads format {FORMAT}")
+    check_version(path, int(version))
     if file.attrs["identity"] != identity:
         raise StoreError(
             f"{path} belongs to another ensemble (identity {file.attrs['identity'][:12]}, expected "
@@ -149,7 +140,19 @@ def read_block(folder: Path, stream: int, block: int, identity: str, *wanted: st
         return arrays
 
 
+def check_block(folder: Path, stream: int, block: int, identity: str) -> tuple[dict[str, np.ndarray], dict]:
+    """Everything in a block, arrays by name and attributes, once its digest and its lengths are found right."""
+    path = block_path(folder, stream, block)
+    with open_block(folder, stream, block, identity) as file:
+        arrays, attributes = read_whole(path, file)
+    n = attributes["n"]
+    for name in arrays:
+        if name in ("x", "log_prob", "log_w") and len(arrays[name]) != n:
+            raise StoreError(f"{path}: '{name}' has {len(arrays[name])} rows for {n} draws; {REDRAW}")
+    return arrays, attributes
+
+
 def read_attributes(folder: Path, stream: int, block: int, identity: str) -> dict:
     """Attributes of a block as plain Python values."""
     with open_block(folder, stream, block, identity) as file:
-        return {key: value.item() if hasattr(value, "item") else value for key, value in file.attrs.items()}
+        return plain(file.attrs)

@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from ..correction import MetropolisScan
 from ..errors import StatisticsError, StoreError
 from ..files import write_atomic
-from .block import FORMAT, check_format, open_h5
+from .block import FORMAT, check_format
+from .hdf5 import create_h5, open_h5
 
 NAME = "chain.h5"
 _REBUILD = "run the same 'latticeflow sample' again: it rebuilds the chain and draws nothing that is there"
@@ -42,7 +42,7 @@ def write_chain(
 
     def write(temporary: Path) -> None:
         scan = MetropolisScan()
-        with h5py.File(temporary, "x", libver=("v110", "v110"), locking=False) as file:
+        with create_h5(temporary) as file:
             options = {"maxshape": (None,), "chunks": (1 << 16,), "fletcher32": True}
             index = file.create_dataset("index", shape=(0,), dtype=np.int64, **options)
             for log_w, rng in pieces:

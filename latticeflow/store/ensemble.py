@@ -15,7 +15,7 @@ import numpy as np
 
 from ..correction import CorrectionSummary
 from ..errors import InputError, StatisticsError, StoreError
-from ..files import write_text
+from ..files import make_folder, write_text
 from ..random import Purpose, stream
 from ..samplers.base import Draws, State
 from ..spec import differences
@@ -32,11 +32,12 @@ class Ensemble:
     `sampler`: its kind; `settings`, `target`: their tables; `seed`; `weights`: SHA-256 of a flow's weights or
     None; `chains`: chains in one stream, 0 for an independent sampler; draw i of a block belongs to chain
     i % chains and step i // chains; `interacting`: chains of a stream depend on one another; `weighted`: draws
-    have log_w; `identity`: SHA-256 of all these, the mark that every block file carries.
+    have log_w; `identity`: SHA-256 of all these, the mark that every block file carries. `origin`: where it was
+    begun (deck, versions, host ...), no part of the identity.
     """
 
-    def __init__(self, path: Path, record: dict[str, Any]):
-        self.path, self.record = Path(path), record
+    def __init__(self, path: Path, record: dict[str, Any], origin: dict[str, Any] | None = None):
+        self.path, self.record, self.origin = Path(path), record, origin or {}
         self.sampler: str = record["sampler"]
         self.settings: dict[str, Any] = record["settings"]
         self.target: dict[str, Any] = record["target"]
@@ -58,28 +59,31 @@ class Ensemble:
                 f"--sampler {path.name} --draws N"
             )
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            version, identity = record.pop("format"), record.pop("identity")
+            whole = json.loads(file.read_text(encoding="utf-8"))
+            version = whole["format"]
             if version == files.FORMAT:
-                ensemble = cls(path, record)
+                checksum, found = whole.pop("checksum"), _hash(whole)
+                identity, origin = whole.pop("identity"), whole.pop("origin")
+                ensemble = cls(path, {key: value for key, value in whole.items() if key != "format"}, origin)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"{file} is damaged ({type(error).__name__}: {error}); restore it, or move {path} away"
             ) from None
-        if version != files.FORMAT:
-            raise StoreError(f"{file} has format {version}; this version of latticeflow reads {files.FORMAT}")
-        if ensemble.identity != identity:
-            raise StoreError(f"{file} was edited: its settings no longer give its identity. Restore it")
+        files.check_version(file, version)
+        if found != checksum or ensemble.identity != identity:
+            raise StoreError(
+                f"{file} was edited: what it says no longer gives its checksum. Restore it, or move {path} away"
+            )
         return ensemble
 
     @classmethod
-    def create(cls, path: Path | str, **record: Any) -> "Ensemble":
+    def create(cls, path: Path | str, origin: dict[str, Any] | None = None, **record: Any) -> "Ensemble":
         """The ensemble in `path`, made if there is none; `record` as in the class, without identity.
 
-        Raises `InputError` naming the keys in which an existing one differs.
+        Raises `InputError` naming the keys in which an existing one differs; its origin stays.
         """
         path = Path(path)
-        record = json.loads(json.dumps(record))  # tuples become lists, as in the file
+        record, origin = json.loads(json.dumps([record, origin or {}]))  # tuples become lists, as in the file
         if (path / NAME).is_file():
             ensemble = cls.open(path)
             changed = differences(ensemble.record, record)
@@ -89,10 +93,10 @@ class Ensemble:
                     "sampler: go on with the old settings, move the folder away, or use another run folder"
                 )
             return ensemble
-        ensemble = cls(path, record)
-        path.mkdir(parents=True, exist_ok=True)
-        whole = {"format": files.FORMAT, "identity": ensemble.identity, **record}
-        write_text(path / NAME, json.dumps(whole, indent=1) + "\n")
+        ensemble = cls(path, record, origin)
+        make_folder(path)
+        whole = {"format": files.FORMAT, "identity": ensemble.identity, **record, "origin": ensemble.origin}
+        write_text(path / NAME, json.dumps({**whole, "checksum": _hash(whole)}, indent=1) + "\n")
         return ensemble
 
     def generator(self, purpose: Purpose, *key: int) -> np.random.Generator:
@@ -115,7 +119,7 @@ class Ensemble:
         there = set(present)
         for stream_, block in present:
             if block and (stream_, block - 1) not in there:
-                gone = self.path / files.block_name(stream_, block - 1)
+                gone = files.block_path(self.path, stream_, block - 1)
                 raise StoreError(
                     f"{gone} is missing while later blocks of its stream exist: the chain is "
                     "broken. Run the same 'latticeflow sample' again: it is redrawn identically"
@@ -163,6 +167,14 @@ class Ensemble:
     def attributes(self, stream: int, block: int) -> dict[str, Any]:
         """What is recorded with a block: n, seconds, precision, batch, threads, versions, host, time."""
         return files.read_attributes(self.path, stream, block, self.identity)
+
+    def check_block(self, stream: int, block: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """All arrays (the state too) and attributes of a block, read and checked whole.
+
+        Raises `StoreError` naming what is wrong: a checksum, the digest, the format, the ensemble, the name, the
+        recorded means, a length.
+        """
+        return files.check_block(self.path, stream, block, self.identity)
 
     def state(self, stream: int, block: int) -> State:
         """The chain's state after a block."""
@@ -235,6 +247,6 @@ class Ensemble:
         return CorrectionSummary(chain.acceptance, chain.longest, summarise_weights(self.log_w))
 
 
-def _hash(record: dict[str, Any]) -> str:
-    text = json.dumps(record, sort_keys=True)
+def _hash(table: dict[str, Any]) -> str:
+    text = json.dumps(table, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
