@@ -11,6 +11,7 @@ from .series import Series
 ORDER = (
     "draws",
     "acceptance",
+    "flow_acceptance",
     "smallest_acceptance",
     "longest_rejection_run",
     "exp_minus_dh",
@@ -67,7 +68,12 @@ def _weights(series: Series) -> dict[str, Figure]:
 
 def _chains(series: Series) -> dict[str, Figure]:
     found = {}
-    for key, label in (("acceptance", "acceptance"), ("exp_minus_dh", "⟨exp(−dH)⟩")):
+    labels = {
+        "acceptance": "acceptance",
+        "flow_acceptance": "acceptance of the flow's proposals",
+        "exp_minus_dh": "⟨exp(−dH)⟩",
+    }
+    for key, label in labels.items():
         values = series.ensemble.info(key)
         if values is None:
             continue

@@ -43,6 +43,9 @@ def _chains(ensemble: Ensemble) -> Iterator[str]:
         if smallest is not None:  # of any chain, accumulated since tuning
             line += f", smallest of any chain {smallest[:, -1].min():.4f}"
         yield line
+    flow = ensemble.info("flow_acceptance")
+    if flow is not None:
+        yield f"acceptance of the flow's proposals {flow.mean():.4f}"
     exp_minus_dh = ensemble.info("exp_minus_dh")
     if exp_minus_dh is not None:
         try:

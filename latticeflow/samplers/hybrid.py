@@ -48,9 +48,10 @@ class Hybrid(HMC):
     flow has too little density, in whose place independence Metropolis alone would reject for long (Gabrie,
     Rotskoff, Vanden-Eijnden, 2105.12603).
 
-    HMC has moved x since it was proposed, so log q(x) is found by the flow's inverse. So is log q(x'): the ratio
-    must be of one function at x and x', both as rounded to the fields' precision. The flow runs in
-    float64 for either precision of the fields, in calls of C configurations forward and 2 C back.
+    HMC has moved x since it was proposed, so log q(x) is found by the flow's inverse. The ratio must be of one
+    function at x and at x', both as stored: the flow therefore runs in float64 whatever the fields' precision, in
+    calls of C configurations, where log q(x') of forward and of inverse are one to 1e-13; float32 fields are
+    rounded first, and log q of the rounded x' is found by the inverse too.
 
     Start: HMC's thermalisation and tuning, then about as many trajectories again in rounds, since HMC alone does
     not bring modes into balance. State: HMC's. `Draws.info`: HMC's, and `flow_acceptance`, the share of (a)
@@ -105,24 +106,31 @@ class Hybrid(HMC):
         Raises `NumericalError` where log w of a proposal or of a chain's x is NaN or +inf.
         """
         x = torch.from_numpy(state["x"]).to(self.device)
-        y = self.flow.sample(self.chains, rng)[0].to(self.dtype)
-        log_prob = self.target.log_prob(y.double()).cpu().numpy()
-        log_q = self.flow.log_prob(torch.cat([x, y]).double()).cpu().numpy()
-        log_w = np.concatenate([state["log_prob"], log_prob]) - log_q
-        bad = np.isnan(log_w) | np.isposinf(log_w)
-        if bad.any():
+        log_q = self.flow.log_prob(x.double()).cpu().numpy()
+        y, new_log_q = self.flow.sample(self.chains, rng)
+        if self.dtype != torch.float64:
+            y = y.to(self.dtype)
+            new_log_q = self.flow.log_prob(y.double())
+        new_log_q = new_log_q.cpu().numpy()
+        new_log_prob = self.target.log_prob(y.double()).cpu().numpy()
+        bad, new_bad = _unsound(state["log_prob"] - log_q), _unsound(new_log_prob - new_log_q)
+        if bad.any() or new_bad.any():
             raise NumericalError(
-                f"hybrid: log p - log q is NaN or +inf at {bad[: self.chains].sum()} of {self.chains} chains and "
-                f"{bad[self.chains :].sum()} of as many proposals of the flow; legal are finite numbers and -inf"
+                f"hybrid: log p - log q is NaN or +inf at {bad.sum()} of {self.chains} chains and {new_bad.sum()} of "
+                "as many proposals of the flow; legal are finite numbers and -inf"
             )
-        ratio = log_ratio(log_prob, log_q[self.chains :], state["log_prob"], log_q[: self.chains])
+        ratio = log_ratio(new_log_prob, new_log_q, state["log_prob"], log_q)
         ok = -rng.standard_exponential(self.chains) < ratio  # log u is minus an exponential variate
         moved = ok.reshape(-1, *[1] * (x.dim() - 1))
         after = {
             "x": np.where(moved, y.cpu().numpy(), state["x"]),
-            "log_prob": np.where(ok, log_prob, state["log_prob"]),
+            "log_prob": np.where(ok, new_log_prob, state["log_prob"]),
         }
         return ok, {**state, **after}
+
+
+def _unsound(log_w: np.ndarray) -> np.ndarray:
+    return np.isnan(log_w) | np.isposinf(log_w)
 
 
 def log_ratio(new_p: np.ndarray, new_q: np.ndarray, p: np.ndarray, q: np.ndarray) -> np.ndarray:

@@ -105,12 +105,15 @@ def harmonic_map_inverse(y: Tensor, log_slope: Tensor, c: Tensor, w: Tensor) -> 
         for _ in range(ITERATIONS):
             parts = _Parts(x, log_slope, c, w)
             miss = parts.value() - y
-            if bool((miss.abs() <= tolerance).all()):
+            done = miss.abs() <= tolerance
+            if bool(done.all()):
                 break
             high = torch.where(miss > 0, x, high)
             low = torch.where(miss > 0, low, x)
             step = x - miss / parts.first()
-            x = torch.where((step > low) & (step < high), step, 0.5 * (low + high))
+            step = torch.where((step > low) & (step < high), step, 0.5 * (low + high))
+            # a root that is found is an end of its bracket: its step would be the bracket's middle
+            x = torch.where(done, x, step)
         else:
             raise LatticeflowError(
                 f"inverse of the harmonic map: not converged after {ITERATIONS} iterations, "
