@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..config import Deck
 from ..console import console
-from ..errors import InputError, NumericalError, Stopped, TrainingDiverged
+from ..errors import InputError, LatticeflowError, NumericalError, Stopped, TrainingDiverged
 from ..run import Run
 from ..statistics import bracket
 from ..statistics.weights import WeightSummary
@@ -20,6 +20,7 @@ from ..training.loop import Record
 from ..training.parallel import Group
 from .device import bind_device
 from .group import process_group, training_ranks
+from .lock import run_lock
 from .ranks import Ranks
 from .stop import StopRequests, duration, leave_together, stop_requests
 
@@ -68,7 +69,7 @@ def train_run(
                 run = _run(Path(deck_or_run), overrides, folder, resume)
         run = ranks.broadcast(run)
         again = _command(run, device, time_limit)
-        with stop_requests(run.path, limit, ranks, since) as stop:
+        with run_lock(run.path, ranks), stop_requests(run.path, limit, ranks, since) as stop:
             try:
                 summary = _train(run, ranks, group, where, resume, stop)
             except Stopped as stopped:
@@ -79,14 +80,22 @@ def train_run(
                 raise Stopped(
                     f"at once, without the steps since the last checkpoint; go on with\n{again}"
                 ) from None
-            except (TrainingDiverged, NumericalError):
-                if not ranks.root:
-                    time.sleep(SAID_BY_ROOT)
+            except (TrainingDiverged, NumericalError) as error:
+                _let_root_say(error, ranks, stop)
                 raise
         console(quiet=not ranks.root).print(
             f"{run.path}: {summary if summary else 'was trained already; nothing to do'}"
         )
     return run
+
+
+def _let_root_say(error: LatticeflowError, ranks: Ranks, stop: StopRequests) -> None:
+    """What goes wrong on all ranks, rank 0 says, which ends the job; if it does not within a while, this one does."""
+    since = time.monotonic()
+    while not ranks.root and time.monotonic() - since < SAID_BY_ROOT:
+        if stop.signal is not None:  # torchrun ends the job: it has been said
+            raise SystemExit(error.status)
+        time.sleep(0.1)
 
 
 def _train(

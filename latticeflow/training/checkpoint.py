@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
-from ..errors import InputError, StoreError
+from ..errors import InputError, StoreError, WriteFailed
 from ..files import file_hash, sync_folder
 from ..flows import Flow
 from ..samplers.base import DTYPES
@@ -53,7 +53,7 @@ def save_checkpoint(
 ) -> Path:
     """Write one checkpoint under its final name only when it is whole; then drop all but the last `settings.keep`.
 
-    `state`: what else the training needs to go on, plain values. Raises `StoreError` where it cannot be written; nothing
+    `state`: what else the training needs to go on, plain values. Raises `WriteFailed` where it cannot be written; nothing
     of it is left then, and what was there before stays.
     """
     final = place(weights, step)
@@ -67,7 +67,7 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         found = checkpoints(weights)
-        raise StoreError(
+        raise WriteFailed(
             f"checkpoint {final} cannot be written: {error}. Last good checkpoint: "
             f"{found[-1] if found else 'none yet'}. Make room, or see to permissions, and go on with --resume"
         ) from None

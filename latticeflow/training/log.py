@@ -3,17 +3,15 @@
 import json
 from pathlib import Path
 
-from ..errors import StoreError
+from ..files import writing
 
 
 def append(path: Path, record: dict) -> None:
-    """Append one record; if a killed job left half a line, begin a new one. Raises `StoreError` where it cannot."""
-    try:
+    """Append one record; if a killed job left half a line, begin a new one. Raises `WriteFailed`."""
+    with writing(path):
         torn = path.exists() and path.stat().st_size and path.read_bytes()[-1:] != b"\n"
         with open(path, "a", encoding="utf-8") as handle:
             handle.write(("\n" if torn else "") + json.dumps(record) + "\n")
-    except OSError as error:
-        raise StoreError(f"the training log {path} cannot be written: {error}") from None
 
 
 def read(path: Path) -> list[dict]:
