@@ -23,6 +23,12 @@ def mpirun() -> Launcher:
     return _launcher("mpich")
 
 
+@pytest.fixture(scope="session")
+def openmpi() -> Launcher:
+    """The mpirun of Open MPI."""
+    return _launcher("openmpi")
+
+
 @pytest.fixture(scope="session", params=["mpich", "openmpi"])
 def any_mpirun(request) -> Launcher:
     """The same test under MPICH and under Open MPI."""

@@ -4,10 +4,8 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -19,8 +17,7 @@ from pydantic import Field
 
 from latticeflow.analysis.info import print_info
 from latticeflow.config import Deck
-from latticeflow.errors import InputError, NumericalError, Stopped, StoreError
-from latticeflow.production import sample as sample_module
+from latticeflow.errors import InputError, NumericalError, StoreError
 from latticeflow.production.sample import sample_run
 from latticeflow.production.summary import summary_lines
 from latticeflow.random import Purpose
@@ -173,44 +170,6 @@ def test_lost_block_inside_a_stream_is_redrawn(run, reference):
     assert contents(run) == {name: data for name, data in reference.items() if "/hmc/" in name}
 
 
-def test_sigterm_stops_resumably(run, reference):
-    assert threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
-
-    def stop():
-        while not list(run.glob("ensembles/hmc/blocks/*/s*.h5")):
-            time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    thread = threading.Thread(target=stop)
-    thread.start()
-    with pytest.raises(Stopped, match="blocks are stored") as stopped:
-        sample_run(run, sampler="hmc", draws=100_000)
-    thread.join()
-    assert stopped.value.status == 75 and signal.getsignal(signal.SIGTERM) is before
-    assert not list((run / "ensembles/hmc").rglob(".*"))
-    sample_run(run, sampler="hmc", draws=DRAWS["hmc"])
-    found = contents(run)
-    assert all(found[name] == data for name, data in reference.items() if "/hmc/" in name)
-
-
-@pytest.mark.parametrize("place", ["_build", "missing_blocks", "bind_device", "summary_lines", "build_chain"])
-def test_sigterm_at_any_time_stops_resumably(run, monkeypatch, place):
-    def killed(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-        raise AssertionError("went on after SIGTERM")
-
-    before = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody was listening"))  # rather than end the tests
-    with monkeypatch.context() as patch:
-        patch.setattr(Ensemble if place == "build_chain" else sample_module, place, killed)
-        with pytest.raises(Stopped, match="same command goes on"):
-            sample_run(run, sampler="flow", draws=100)
-    signal.signal(signal.SIGTERM, before)
-    assert sample_run(run, sampler="flow", draws=100).chain().proposals == 192
-
-
 def test_a_draw_that_overflows_is_named(run, monkeypatch):
     """log w = +inf in the second block: status 1, naming the block and the way out."""
 
@@ -260,7 +219,10 @@ def test_error_of_exp_minus_dh_uses_all_steps(tmp_path):
 
 def test_leftovers_of_killed_jobs_go(run):
     folder = sample_run(run, sampler="exact", draws=10).path
-    old, new = folder / "blocks/s000000_b000000/.s000001_b000000.h5.77.tmp", folder / ".s000002_b000000.h5.78.tmp"
+    old, new = (
+        folder / "blocks/s000000_b000000/.s000001_b000000.h5.77.tmp",
+        folder / ".s000002_b000000.h5.78.tmp",
+    )
     old.write_text("half")
     new.write_text("half")
     os.utime(old, (time.time() - 7200,) * 2)
