@@ -19,7 +19,7 @@ from latticeflow.production import sample as sample_module
 from latticeflow.production import stop as stop_module
 from latticeflow.production.ranks import Ranks
 from latticeflow.production.sample import sample_run
-from latticeflow.production.stop import StopRequests, duration, process_began, stop_requests
+from latticeflow.production.stop import StopRequests, duration, stop_requests
 from latticeflow.run import Run
 from latticeflow.store import Ensemble
 
@@ -130,7 +130,7 @@ def test_one_rank_tells_the_others(run):
 def test_a_marker_that_cannot_be_written_ends_the_job(tmp_path):
     stop = StopRequests(tmp_path / "missing", "job", None, 0.0)
     stop.handle(signal.SIGINT, None)
-    with pytest.raises(Stopped, match="signal SIGINT.*No such file"):
+    with pytest.raises(Stopped, match=r"signal SIGINT.*No such file"):
         stop.reason()
 
 
@@ -215,7 +215,7 @@ def test_stopped_job_goes_on(run, capsys, how):
     (run / "STOP").unlink(missing_ok=True)
     draws = draws_to_cover(run)
     line[line.index("1000000")] = str(draws)
-    app(line[1:] + ["--time-limit", "1:00:00"], standalone_mode=False)
+    app([*line[1:], "--time-limit", "1:00:00"], standalone_mode=False)
     assert contents(run) == whole(run, draws)
 
 
@@ -251,7 +251,7 @@ def test_a_second_signal_gives_up_the_block_in_flight(run, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Ensemble, "write", endless)
         with pytest.raises(
-            Stopped, match="at once.*without the blocks in flight.*\nlatticeflow sample"
+            Stopped, match=r"at once.*without the blocks in flight.*\nlatticeflow sample"
         ) as stopped:
             sample_run(run, sampler="exact", draws=100)
     assert not stopped.value.together and not blocks(run)
