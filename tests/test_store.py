@@ -257,7 +257,7 @@ def test_export(run, flow, tmp_path, suffix):
             return {name: file[name][()] for name in file} | dict(file.attrs)
 
     export_run(run, tmp_path / f"chain{suffix}")
-    found, index = load(tmp_path / f"chain{suffix}"), flow.chain().index
+    found, index = load(tmp_path / f"chain{suffix}"), flow.chain().index()
     x = np.concatenate([fake_draws(b).x.numpy() for b in range(3)])
     assert set(found) == {"x", "log_prob", "index", "deck", "ensemble"}
     np.testing.assert_array_equal(found["x"], x[index])

@@ -1,82 +1,138 @@
 """`latticeflow export`: an ensemble as one file for other tools."""
 
+import gzip
 import json
+import zipfile
 from collections.abc import Callable
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from ..correction import reweight
 from ..errors import InputError
 from ..files import write_atomic
+from ..observables import Primary, observables
 from ..run import Run
 from ..store import Ensemble
+from ..store.hdf5 import create_h5
+from .export_rows import Rows
+from .series import Series, open_ensemble
 
 
 def export_run(
-    run: Run | Path | str, out: Path | str, sampler: str = "flow", proposals: bool = False
-) -> dict[str, np.ndarray]:
-    """Write an ensemble to `out` (.npz, or .h5 / .hdf5 without chunks or checksums) and return its arrays.
+    run: Run | Path | str,
+    out: Path | str,
+    sampler: str = "flow",
+    proposals: bool = False,
+    observables: bool = False,
+) -> None:
+    """Write an ensemble to `out`: .npz, .h5 or .hdf5 (no compression, no checksums), or .json.gz for pyerrors.
 
-    `x` `[n, *event_shape]`, `log_prob` `[n]` and, as text, `deck` and `ensemble`, the ensemble's record in JSON.
-    For an independent sampler the exact selection by Metropolis, one chain in order: configurations repeat as it
-    does, and `index` `[n]` says which proposal each is. With `proposals` the raw draws instead, `log_w` `[n]`, and
-    `weight` `[n]`, log_w as weights of mean 1. Of chains all draws, with int64 `chain` and `step` `[n]`: entry i is
-    step `step[i]` of chain `chain[i]`, counted over all streams (stream `chain[i] // C`, C the record's `chains`).
-    Raises `InputError` for another suffix, a file that exists, or an ensemble that is empty or missing.
+    In .npz and HDF5, one row an entry of the chains: `x` `[n, *event_shape]`, `log_prob` `[n]`, and int64 `chain`
+    and `step` `[n]`. Of a flow that is the exact selection by Metropolis: configurations repeat as it does, and
+    `index` `[n]` says which proposal each row is. With `proposals` the raw draws instead, without `chain` and
+    `step`: `index`, `log_w` `[n]`, and `weight` `[n]`, log_w as weights of mean 1. Of chain samplers all draws; chain c
+    belongs to stream `c // C`, C the record's `chains`.
+
+    With `observables` the primaries, `observables/NAME` `[n]` or `[n, k]`, take the place of `x`; so they do where no
+    field is kept. Where every k-th field is kept (`keep_fields`), `x` has the rows that have one: `step` is a
+    multiple of k; of a flow, `index` is, and means over the rows stay exact, since which proposals are kept does not
+    depend on what they are.
+
+    As text (HDF5: attributes): `deck`, and `ensemble`, the ensemble's record and origin in JSON. Constant memory.
+
+    .json.gz: pyerrors' own format, one `Obs` for each scalar primary (tag: its name), chains as replica `NAME|r000000`,
+    ...; `pyerrors.input.json.load_json` reads it. Here all is in memory, as pyerrors has it.
+
+    Raises `InputError` for another suffix, a file that exists, an ensemble that is empty or missing, proposals as
+    pyerrors' Obs, or no pyerrors; `WriteFailed` where the disk refuses, and nothing is left.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     out = Path(out)
-    writers: dict[str, Callable] = {".npz": _npz, ".h5": _hdf5, ".hdf5": _hdf5}
-    if out.suffix not in writers:
-        raise InputError(f"export to {out}: suffix '{out.suffix}'; expected .npz, .h5 or .hdf5")
+    _check(out, proposals)
+    ensemble = open_ensemble(run, sampler)
+    record = {**ensemble.record, "origin": ensemble.origin}
+    if out.name.endswith(_PYERRORS):
+        text = _obs(run, ensemble, {"deck": run.deck.toml(), "ensemble": record})
+        write_atomic(out, lambda temporary: temporary.write_bytes(gzip.compress(text.encode())))
+        return
+    rows = Rows(ensemble, run.deck.target, proposals, observables)
+    about = {"deck": run.deck.toml(), "ensemble": json.dumps(record)}
+    write_atomic(out, lambda temporary: _WRITERS[out.suffix](temporary, rows, about))
+
+
+def _check(out: Path, proposals: bool) -> None:
+    if out.suffix not in _WRITERS and not out.name.endswith(_PYERRORS):
+        raise InputError(
+            f"export to {out}: suffix '{out.suffix}'; expected .npz, .h5 or .hdf5, or .json.gz for pyerrors"
+        )
     if out.exists():
         raise InputError(
             f"export to {out}: it exists; nothing was changed. Choose another name or move it away"
         )
     if not out.parent.is_dir():
         raise InputError(f"export to {out}: there is no folder {out.parent}")
-    ensemble = Ensemble.open(run.ensemble(sampler))
-    arrays = _arrays(ensemble, proposals)
-    about = {"deck": run.deck.toml(), "ensemble": json.dumps(ensemble.record)}
-    write_atomic(out, lambda temporary: writers[out.suffix](temporary, arrays, about))
-    return arrays
-
-
-def _arrays(ensemble: Ensemble, proposals: bool) -> dict[str, np.ndarray]:
-    if not ensemble.blocks:
-        raise InputError(f"{ensemble.path} holds no draws yet; nothing to export")
-    names = ("x", "log_prob", "log_w") if ensemble.weighted else ("x", "log_prob")
-    blocks = list(ensemble.iterate(*names))
-    arrays = {name: np.concatenate([data[name] for data in blocks]) for name in names}
-    if ensemble.chains:
-        return arrays | _places(ensemble)
-    if not ensemble.weighted:
-        return arrays
+    if out.suffix in _WRITERS:
+        return
     if proposals:
-        return {**arrays, "weight": reweight(arrays["log_w"]).weight}
-    index = ensemble.chain().index
-    return {"x": arrays["x"][index], "log_prob": arrays["log_prob"][index], "index": index}
+        raise InputError(f"export to {out}: pyerrors' Obs are of chains; export proposals to .npz or .h5")
+    if not find_spec("pyerrors"):
+        raise InputError(
+            f"export to {out}: pyerrors is not installed; pip install 'latticeflow[analysis]', or export to "
+            ".npz or .h5"
+        )
 
 
-def _places(ensemble: Ensemble) -> dict[str, np.ndarray]:
-    """Draw i of a block is step i // C of chain i % C of its stream."""
-    size, C = ensemble.settings["block"], ensemble.chains
-    i = np.arange(size)
-    return {
-        "chain": np.concatenate([stream * C + i % C for stream, _ in ensemble.blocks]),
-        "step": np.concatenate([block * (size // C) + i // C for _, block in ensemble.blocks]),
-    }
-
-
-def _npz(path: Path, arrays: dict[str, np.ndarray], about: dict[str, str]) -> None:
-    with open(path, "xb") as file:
-        np.savez(file, **arrays, **about)  # type: ignore[arg-type]
-
-
-def _hdf5(path: Path, arrays: dict[str, np.ndarray], about: dict[str, str]) -> None:
-    with h5py.File(path, "x", locking=False) as file:
+def _hdf5(path: Path, rows: Rows, about: dict[str, str]) -> None:
+    with create_h5(path) as file:
         file.attrs.update(about)
-        for name, array in arrays.items():
-            file.create_dataset(name, data=array)
+        for name, (dtype, shape) in rows.columns.items():
+            file.create_dataset(name, shape=(rows.n, *shape), dtype=dtype)
+        at = 0
+        for piece in rows.pieces(*rows.columns):
+            n = len(next(iter(piece.values())))
+            for name, values in piece.items():
+                file[name][at : at + n] = values
+            at += n
+
+
+def _npz(path: Path, rows: Rows, about: dict[str, str]) -> None:
+    """A zip of .npy members, which are written one after another: the blocks are read once for each."""
+    with ExitStack() as stack:
+        archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(open(path, "xb")), "w"))
+        for name, (dtype, shape) in rows.columns.items():
+            header = {"descr": dtype.str, "fortran_order": False, "shape": (rows.n, *shape)}
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for piece in rows.pieces(name):
+                    member.write(np.ascontiguousarray(piece[name]).tobytes())
+        for name, text in about.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, np.array(text), allow_pickle=False)
+
+
+_PYERRORS = ".json.gz"
+_WRITERS: dict[str, Callable[[Path, Rows, dict[str, str]], None]] = {
+    ".npz": _npz,
+    ".h5": _hdf5,
+    ".hdf5": _hdf5,
+}
+
+
+def _obs(run: Run, ensemble: Ensemble, description: dict) -> str:
+    """pyerrors' JSON of one list of Obs."""
+    import pyerrors
+    from pyerrors.input.json import create_json_string
+
+    series = Series(ensemble, run.deck.target)
+    found = []
+    for name in series.names:
+        one = observables.find(name)
+        if isinstance(one, Primary) and one.vector:
+            continue
+        chains = list(series[name])
+        names = [f"{run.deck.name}|r{number:06d}" for number in range(len(chains))]
+        found.append(pyerrors.Obs(chains, names))
+        found[-1].tag = name
+    return create_json_string([found], description=description, indent=0)

@@ -129,15 +129,26 @@ def read_block(folder: Path, stream: int, block: int, identity: str, *wanted: st
     """
     with open_block(folder, stream, block, identity) as file:
         chosen = wanted or [name for name in names(file) if not name.startswith("state/")]
-        arrays = {name: get(file, name) for name in chosen}
-        for name in {"log_prob", "log_w"} & set(chosen):
-            mean, stored = arrays[name].mean(), file.attrs[f"mean_{name}"]
-            # another summation order, on another machine, moves the last bits only
-            if not np.isclose(mean, stored, rtol=1e-9, atol=1e-9):
-                raise StoreError(
-                    f"{file.filename}: <{name}> = {mean}, recorded {stored}; it was altered: {REDRAW}"
-                )
-        return arrays
+        return {name: _checked(file, name) for name in chosen}
+
+
+def read_weights(folder: Path, stream: int, block: int, identity: str) -> tuple[np.ndarray, float]:
+    """Log-weights `[n]`, and the seconds that drawing them took."""
+    with open_block(folder, stream, block, identity) as file:
+        return _checked(file, "log_w"), float(file.attrs["seconds"])
+
+
+def _checked(file: h5py.File, name: str) -> np.ndarray:
+    """An array; where its mean is recorded, that is compared."""
+    array = get(file, name)
+    if name in ("log_prob", "log_w"):
+        mean, stored = array.mean(), file.attrs[f"mean_{name}"]
+        # another summation order, on another machine, moves the last bits only
+        if not np.isclose(mean, stored, rtol=1e-9, atol=1e-9):
+            raise StoreError(
+                f"{file.filename}: <{name}> = {mean}, recorded {stored}; it was altered: {REDRAW}"
+            )
+    return array
 
 
 def check_block(folder: Path, stream: int, block: int, identity: str) -> tuple[dict[str, np.ndarray], dict]:

@@ -8,20 +8,21 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..correction import CorrectionSummary
-from ..errors import InputError, StatisticsError, StoreError
+from ..errors import InputError, StatisticsError, StoreError, WriteFailed
 from ..files import make_folder, write_text
 from ..random import Purpose, stream
 from ..samplers.base import Draws, State
 from ..spec import differences
-from ..statistics import summarise_weights
 from . import block as files
-from .chain import Chain, covered, read_chain, write_chain
+from .block import Key
+from .chain import Chain, Piece, check_chain, read_chain, write_chain
 
 NAME = "ensemble.json"
 
@@ -108,16 +109,16 @@ class Ensemble:
         return stream(self.seed, purpose, zlib.crc32(self.sampler.encode()), *key)
 
     @property
-    def present(self) -> list[tuple[int, int]]:
-        """(stream, block) of every block file, sorted; independent samplers have one block a stream."""
+    def present(self) -> list[Key]:
+        """(stream, block) of every block file, sorted."""
         return files.list_blocks(self.path)
 
     @property
-    def blocks(self) -> list[tuple[int, int]]:
-        """`present`, with every chain whole. Raises `StoreError` naming a block missing inside a stream."""
+    def blocks(self) -> list[Key]:
+        """`present`, with every chain whole. Raises `StoreError` naming a block missing inside a chain sampler's stream."""
         present = self.present
-        there = set(present)
-        for stream_, block in present:
+        there = set(present) if self.chains else set()
+        for stream_, block in present if self.chains else []:
             if block and (stream_, block - 1) not in there:
                 gone = files.block_path(self.path, stream_, block - 1)
                 raise StoreError(
@@ -127,9 +128,9 @@ class Ensemble:
         return present
 
     @property
-    def streams(self) -> dict[int, list[tuple[int, int]]]:
+    def streams(self) -> dict[int, list[Key]]:
         """Blocks of each stream, as many of each as the shortest stream has."""
-        found: dict[int, list[tuple[int, int]]] = {}
+        found: dict[int, list[Key]] = {}
         for key in self.blocks:
             found.setdefault(key[0], []).append(key)
         shortest = min(map(len, found.values()), default=0)
@@ -197,22 +198,25 @@ class Ensemble:
         }
         files.write_block(self.path, stream, block, draws, state, attributes)
 
-    def _total(self, name: str) -> float:
-        return sum(self.attributes(*key).get(name, 0.0) for key in self.present)
+    def _total(self, name: str, keys: list[Key]) -> float:
+        return sum(self.attributes(*key).get(name, 0.0) for key in keys)
 
     @property
     def seconds(self) -> float:
         """Seconds of drawing, summed over blocks, without thermalisation; as on one rank."""
-        return self._total("seconds")
+        chain = self._stored_chain() if self.weighted else None
+        return self._total("seconds", self.present) if chain is None else chain.seconds
 
     @property
     def start_seconds(self) -> float:
         """Seconds of thermalisation and tuning, summed over streams; 0 for independent samplers."""
-        return self._total("start_seconds")
+        return self._total(
+            "start_seconds", [key for key in self.present if key[1] == 0] if self.chains else []
+        )
 
     @property
     def log_w(self) -> np.ndarray:
-        """Log-weights of all proposals in block order, float64 `[draws]`."""
+        """Log-weights of all proposals in block order, float64 `[draws]`: for small ensembles."""
         self._require_weighted()
         pieces = [data["log_w"] for data in self.iterate("log_w")]
         return np.concatenate(pieces) if pieces else np.empty(0)
@@ -223,28 +227,75 @@ class Ensemble:
                 f"{self.path}: sampler '{self.sampler}' stores no log-weights, nothing to correct"
             )
 
+    @property
+    def tracks(self) -> list[list[Key]]:
+        """Blocks of each Metropolis chain: one chain over all of them, or one a stream where `streams` are set."""
+        present = self.present
+        if not self.settings.get("streams"):
+            return [present]
+        return [list(keys) for _, keys in groupby(present, key=lambda key: key[0])]
+
+    def _pieces(self, tracks: list[list[Key]]) -> Iterator[Piece]:
+        for key in (key for track in tracks for key in track):
+            log_w, seconds = files.read_weights(self.path, *key, self.identity)
+            yield log_w, self.generator(Purpose.METROPOLIS, *key), seconds
+
+    def _chain_of(self, tracks: list[list[Key]]) -> Chain | None:
+        return read_chain(self.path, self.identity, self.settings["block"], tracks)
+
+    def _stored_chain(self) -> Chain | None:
+        """The chain if a sound one over the blocks present is stored."""
+        try:
+            return self._chain_of(self.tracks)
+        except StoreError:
+            return None
+
     def build_chain(self) -> None:
-        """Scan the log-weights of all blocks into `chain.h5`, unless it covers them already."""
+        """Scan the log-weights of all blocks into `chain.h5`, unless a sound one covers them already."""
         self._require_weighted()
-        blocks = self.blocks
-        if covered(self.path, self.identity, blocks):
-            return
-        pieces = (
-            (self.read(*key, "log_w")["log_w"], self.generator(Purpose.METROPOLIS, *key)) for key in blocks
-        )
-        write_chain(self.path, self.identity, blocks, pieces)
+        if self._stored_chain() is None:
+            self._build(self.tracks)
+
+    def _build(self, tracks: list[list[Key]]) -> None:
+        if not any(tracks):
+            raise StatisticsError(f"{self.path} holds no finished block; run sample again")
+        try:
+            write_chain(self.path, self.identity, self.settings["block"], tracks, self._pieces(tracks))
+        except WriteFailed as error:
+            raise WriteFailed(
+                f"the Metropolis chain over {self.path} is not there yet, and {error}"
+            ) from None
 
     def chain(self) -> Chain:
-        """The corrected chain. Raises `StoreError` where it does not cover the blocks present."""
+        """The corrected chain; built where none is stored that covers the blocks present.
+
+        Raises `StoreError` where the stored one is damaged, `WriteFailed` where it has to be built and cannot be
+        written, `StatisticsError` where there is nothing to build it from.
+        """
         self._require_weighted()
-        return read_chain(self.path, self.identity, self.blocks)
+        tracks = self.tracks
+        chain = self._chain_of(tracks)
+        if chain is None:
+            self._build(tracks)
+            chain = self._chain_of(tracks)
+        if chain is None:
+            raise StoreError(
+                f"{self.path}: another job is drawing and has built a longer chain. Run this again"
+            )
+        return chain
+
+    def check_chain(self) -> None:
+        """Scan again and compare with the stored chain. Raises `StoreError` saying what differs, or that none is stored."""
+        self._require_weighted()
+        tracks = self.tracks
+        check_chain(self.path, self.identity, self.settings["block"], tracks, self._pieces(tracks))
 
     def summary(self) -> CorrectionSummary:
-        """Acceptance and longest run of rejections of the stored chain, and what its weights say."""
+        """Acceptance and longest run of rejections of the chain, and what its weights say."""
         chain = self.chain()
-        if not np.isfinite(chain.acceptance):
+        if chain.weights is None or not np.isfinite(chain.acceptance):
             raise StatisticsError(f"{self.path}: a chain of one proposal has no acceptance; draw more")
-        return CorrectionSummary(chain.acceptance, chain.longest, summarise_weights(self.log_w))
+        return CorrectionSummary(chain.acceptance, chain.longest, chain.weights)
 
 
 def _hash(table: dict[str, Any]) -> str:

@@ -161,7 +161,7 @@ def digest(arrays: dict[str, np.ndarray], attributes: dict) -> str:
     for name in sorted(arrays):
         array = arrays[name]
         found.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
-        found.update(np.ascontiguousarray(array))
+        found.update(np.ascontiguousarray(array).data)
     return found.hexdigest()
 
 
