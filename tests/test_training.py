@@ -1,10 +1,13 @@
 """Gradient estimators, schedules, checkpoints, bit-for-bit resume, and what stops a training."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tables import rng, scramble
 
 from latticeflow.errors import InputError, NumericalError, StoreError, TrainingDiverged
@@ -225,9 +228,60 @@ def test_damaged_checkpoint(tmp_path):
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(StoreError, match="damaged"):
         ckpt.load_weights(flow, path_)
-    (path_ / "state.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(StoreError, match="format 99"):
-        ckpt.load_state(path_, 3, SETTINGS)
+    for version, words in ((99, "newer version of latticeflow"), (1, "older version")):
+        (path_ / "state.json").write_text(json.dumps({"format": version}))
+        with pytest.raises(StoreError, match=f"format {version}, .*{words}"):
+            ckpt.load_state(path_, 3, SETTINGS)
+        with pytest.raises(StoreError, match=f"format {version}, .*{words}"):
+            ckpt.load_weights(flow, path_)
+    (path_ / "state.json").write_text("[]")
+    with pytest.raises(StoreError, match=r"state\.json cannot be read"):
+        ckpt.load_weights(flow, path_)
+
+
+def edited(path_):
+    """One weight moved by a little: a valid file of the right shapes."""
+    tensors = load_file(path_ / "flow.safetensors")
+    tensors[min(tensors)].view(-1)[0] += 1e-3
+    save_file(tensors, path_ / "flow.safetensors")
+    return "flow.safetensors"
+
+
+def swapped(path_):
+    """The optimiser's moments of another checkpoint of the same training."""
+    shutil.copy(path_.parent / "step_00000004/optimizer.safetensors", path_)
+    return "optimizer.safetensors"
+
+
+@pytest.mark.parametrize("change", [edited, swapped])
+def test_changed_checkpoints_are_found_and_named(tmp_path, change):
+    settings = SETTINGS.model_copy(update={"steps": 9})
+    train(SPEC.build(Lattice((4, 4)), 1), PHI4, settings, seed=3, weights=tmp_path)
+    path_ = ckpt.latest(tmp_path)
+    name = change(path_)
+    with pytest.raises(StoreError, match=rf"step_00000009/{name} is damaged or was edited"):
+        train(SPEC.build(Lattice((4, 4)), 1), PHI4, settings, seed=3, weights=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("call", ["save_file", "os.replace", "sync_folder"])
+def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_half(tmp_path, monkeypatch, call):
+    settings = SETTINGS.model_copy(update={"steps": 6})
+    train(SPEC.build(Lattice((4, 4)), 1), PHI4, settings, seed=3, weights=tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+
+    def full(*_):
+        raise (
+            SafetensorError("I/O error: No space left")
+            if call == "save_file"
+            else OSError(28, "No space left")
+        )
+
+    flow = SPEC.build(Lattice((4, 4)), 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"latticeflow.training.checkpoint.{call}", full)
+        with pytest.raises(StoreError, match=r"step_00000007 cannot be .*No space left.*step_00000006"):
+            ckpt.save_checkpoint(tmp_path, 7, flow, torch.optim.Adam(flow.parameters()), 3, settings, {})
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_no_weights_yet(tmp_path):

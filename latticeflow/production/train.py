@@ -75,7 +75,9 @@ def train_run(
             except Stopped as stopped:
                 if ranks.size > 1 and not stopped.together:
                     raise
-                leave_together(ranks, f"{stopped}; go on with\n{again}")
+                reason = stop.reason(look=True) or ""  # of another rank, as a rule
+                said = str(stopped) if reason in str(stopped) else f"{reason}; {stopped}"
+                leave_together(ranks, f"{said}; go on with\n{again}")
             except KeyboardInterrupt:
                 raise Stopped(
                     f"at once, without the steps since the last checkpoint; go on with\n{again}"

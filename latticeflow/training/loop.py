@@ -50,7 +50,7 @@ def train(
 
     Every rank of `group` calls this; what differs between numbers of ranks is rounding. `stop` is asked before every step
     for a reason to stop: as soon as any rank has one, a checkpoint is written and every rank raises `Stopped`, with
-    `together` set.
+    `together` set and its own reason, if it has one.
 
     A checkpoint of k steps is written during the next step, when the loss of its weights has been seen to be
     sound. Raises, on every rank, `TrainingDiverged`, naming the newest one, when loss or gradient is not finite, the
@@ -133,23 +133,24 @@ class _Training:
         clock = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr_at(self.done)
-        loss, reason = self._gradient(stop())
+        reason = stop()
+        loss, stopping = self._gradient(reason is not None)
         self.norm = float(torch.nn.utils.clip_grad_norm_(self.flow.parameters(), settings.clip))
         self._check(loss)
         self.seconds += time.perf_counter() - clock
 
-        if self.done and (reason or self.done % settings.checkpoint_every == 0) and self._unsaved():
+        if self.done and (stopping or self.done % settings.checkpoint_every == 0) and self._unsaved():
             self.save()
-        if reason:
-            raise Stopped(f"{reason}; {self._progress()}", together=True)
+        if stopping:
+            raise Stopped("; ".join(filter(None, (reason, self._progress()))), together=True)
         clock = time.perf_counter()
         self.optimizer.step()
         self.losses.append(loss)
         self.done += 1
         self.seconds += time.perf_counter() - clock
 
-    def _gradient(self, reason: str | None) -> tuple[float, str | None]:
-        """Gradient of the whole batch, into `.grad`; its loss, and why to stop, if any rank has a reason."""
+    def _gradient(self, asked: bool) -> tuple[float, bool]:
+        """Gradient of the whole batch, into `.grad`; its loss, and whether any rank was asked to stop."""
         batch = self.settings.batch_at(self.done)
         part = self.group.share(batch)
         self.optimizer.zero_grad()
@@ -159,8 +160,8 @@ class _Training:
             surrogate, value = ESTIMATORS[self.settings.estimator](self.flow, self.target, white, batch)
             surrogate.backward()
             own = float(value)
-        loss, asked = sum_gradients(self.flow.parameters(), [own, float(reason is not None)], self.group)
-        return loss, reason or ("another rank was asked to stop" if asked else None)
+        loss, asking = sum_gradients(self.flow.parameters(), [own, float(asked)], self.group)
+        return loss, asking > 0
 
     def _progress(self) -> str:
         place = f" in {self.good}" if self.good and not self._unsaved() else ""
