@@ -10,12 +10,13 @@ import pytest
 import torch
 from known_samplers import DRAWS, M2, TARGET, draw
 
-from latticeflow.analysis import series as series_module
+from latticeflow.analysis import measured as measured_module
 from latticeflow.analysis.compare import compare_run
-from latticeflow.analysis.measure import estimate, estimates, linearised, measure_run, profile
+from latticeflow.analysis.estimates import estimate, estimates, gradient, profile
+from latticeflow.analysis.measure import measure_run
 from latticeflow.analysis.plots import autocorrelation_error
 from latticeflow.analysis.report import Table, page
-from latticeflow.analysis.series import Series
+from latticeflow.analysis.series import Series, Stretch, whole
 from latticeflow.config import Deck
 from latticeflow.errors import InputError, StoreError
 from latticeflow.run import Run
@@ -83,7 +84,7 @@ def test_a_biased_ensemble_fails_the_same_check(rows):
 
 def test_uncorrected_proposals_are_biased(run):
     series = Series.open(run, "test_proposal")
-    raw = series.proposals("virial")
+    raw = whole(series.proposals("virial"), "virial")
     assert abs(raw.mean() - 64) > 5 * raw.std() / np.sqrt(raw.size)
 
 
@@ -114,7 +115,7 @@ def test_series_follow_draws(run):
     phi2 = np.square(x).mean((1, 2))
     np.testing.assert_allclose(series["phi2"][3], phi2[3::16], rtol=1e-12)
     independent = Series.open(run, "test_proposal")
-    raw, index = independent.proposals("phi2")[0], independent.chain.index
+    raw, index = whole(independent.proposals("phi2"), "phi2")[0], independent.chain.index()
     np.testing.assert_array_equal(independent["phi2"][0], raw[index])
     assert (np.diff(index) >= 0).all() and (np.diff(index) == 0).any()
 
@@ -147,19 +148,21 @@ def test_frozen_and_too_short_are_words_not_numbers(rows, run, capsys):
 def test_a_mass_that_noise_destroys_is_undefined(run):
     series = Series.open(run, "test_chain")
     noise = np.random.default_rng(3).normal(size=(1, 4096, 8))
-    arrays = {"correlator": noise + np.array([1.0, 0.9, 0.7, 0.9, 0.7, 0.9, 0.7, 0.9])}
-    series.__class__ = type("Noisy", (Series,), {"__getitem__": lambda self, name: arrays[name]})
+    noisy = Stretch(0, 0, {"correlator": noise + np.array([1.0, 0.9, 0.7, 0.9, 0.7, 0.9, 0.7, 0.9])})
+    series.__class__ = type("Noisy", (Series,), {"walk": lambda self, *names: iter([noisy])})
     row = estimate(series, "pole_mass")
     assert row.problem == "undefined" and "arcosh" in row.reason and "draw more" in row.reason
 
 
-def test_linearised_of_a_product():
-    """f = <a><b> has df = <b> da + <a> db."""
-    rng = np.random.default_rng(1)
-    a, b = rng.normal(2, 1, (3, 50)), rng.normal(-1, 2, (3, 50, 2))
-    found = linearised(lambda m: m["a"] * m["b"][1], {"a": a, "b": b})
-    mean_a, mean_b = a.mean(), b[..., 1].mean()
-    np.testing.assert_allclose(found, mean_b * (a - mean_a) + mean_a * (b[..., 1] - mean_b), atol=1e-8)
+def test_gradient_of_a_product():
+    """f = <a><b> has df/d<a> = <b>, df/d<b> = <a>; a component that does not fluctuate has none."""
+    mean, std = (
+        {"a": np.array(2.0), "b": np.array([3.0, -1.0])},
+        {"a": np.array(1.0), "b": np.array([0.0, 2.0])},
+    )
+    found = gradient(lambda m: m["a"] * m["b"].sum(), mean, std)
+    np.testing.assert_allclose(found["a"], 2.0, rtol=1e-10)
+    np.testing.assert_allclose(found["b"], [0.0, 2.0], rtol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -207,21 +210,21 @@ def test_measurements_are_kept_and_reused(run, monkeypatch):
     def never(*args):
         raise AssertionError("measured twice")
 
-    monkeypatch.setattr(series_module, "measure", never)
+    monkeypatch.setattr(measured_module, "measure", never)
     np.testing.assert_array_equal(Series.open(run, "test_chain")["correlator"], first)
     assert {path: path.stat().st_mtime_ns for path in first_files(run)} == before
     with monkeypatch.context() as patch:
-        patch.setattr(series_module, "version", lambda: "another")
+        patch.setattr(measured_module, "version", lambda: "another")
         with pytest.raises(AssertionError, match="measured twice"):
             Series.open(run, "test_chain")
 
 
 def test_a_changed_target_is_measured_again(run, monkeypatch, tmp_path):
     Series.open(run, "test_chain")
-    changed = shutil.copytree(series_module._TARGETS, tmp_path / "targets")
+    changed = shutil.copytree(measured_module._TARGETS, tmp_path / "targets")
     with open(changed / "scalar.py", "a") as file:
         file.write("# another action\n")
-    monkeypatch.setattr(series_module, "_TARGETS", changed)
+    monkeypatch.setattr(measured_module, "_TARGETS", changed)
     before = first_files(run)[0].stat().st_mtime_ns
     Series.open(run, "test_chain")
     assert first_files(run)[0].stat().st_mtime_ns != before

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..console import console
 from ..errors import InputError
 from ..files import write_atomic, write_text
 from ..observables import observables
@@ -12,7 +13,8 @@ from ..run import Run
 from ..targets import targets
 from ..training.log import read as read_log
 from . import plots
-from .measure import TAU, Row, console, estimates, notes, virial_check
+from .estimates import TAU, Row, estimates, virial_check
+from .measure import notes
 from .quality import ORDER, Figure, quality
 from .report import Table, page
 from .series import Series
@@ -186,9 +188,9 @@ def _plots(
     drawn = {}
     first = result.samplers[0]
     weights = {
-        name: (series.log_w, series.summary.weights)
+        name: (series.log_weights, series.summary.weights)
         for name, series in all_series.items()
-        if series.log_w is not None and series.summary is not None
+        if series.summary is not None
     }
     trained = [name for name, series in all_series.items() if series.ensemble.weights]
     if log and trained:
@@ -201,13 +203,14 @@ def _plots(
         plots.pulls(result.rows),
         f"Pulls, {first} minus the other, in σ. Observables of one ensemble are correlated.",
     )
-    caption = "Two-point function along an axis and zero-momentum correlator; below, differences in σ."
-    if "correlator" not in observables.left_out(result.run.deck.target):
+    everywhere = {name for name in observables.table if all(name in one.names for one in all_series.values())}
+    if {"correlator", "two_point"} <= everywhere:
+        caption = "Two-point function along an axis and zero-momentum correlator; below, differences in σ."
         drawn["correlators"] = plots.correlators(all_series, result.rows), caption
-    drawn["autocorrelation"] = (
-        plots.autocorrelations(all_series, result.rows),
-        f"Autocorrelation functions. {TAU}.",
-    )
-    caption = f"Monte Carlo histories, the first {plots.SHOWN:,} steps of one chain."
-    drawn["histories"] = plots.histories(all_series), caption
+    if {"chi2", "action"} <= everywhere:
+        caption = f"Autocorrelation functions. {TAU}."
+        drawn["autocorrelation"] = plots.autocorrelations(all_series, result.rows), caption
+    if {"m", "action"} <= everywhere:
+        caption = f"Monte Carlo histories, the first {plots.SHOWN:,} steps of one chain."
+        drawn["histories"] = plots.histories(all_series), caption
     return drawn

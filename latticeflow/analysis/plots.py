@@ -4,6 +4,7 @@ Colours are those of Okabe and Ito, told apart by the colour-blind; samplers als
 """
 
 import io
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -11,8 +12,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..statistics import WeightSummary, autocorrelation, bracket
-from .measure import Row, profile
+from ..statistics import WeightSummary, bracket
+from .estimates import Row, profile
 from .series import Series
 
 STYLE: Any = {
@@ -34,6 +35,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)))
 SHOWN = 1000  # steps of a history: more is a black band
+RANGE_FROM = 1_000_000  # log-weights, evenly taken from all, from which a histogram's range is found
 
 
 def styled(draw):
@@ -86,20 +88,24 @@ def training(log: list[dict], log_z: float | None = None) -> Figure:
 
 
 @styled
-def log_weights(weights: dict[str, tuple[np.ndarray, WeightSummary]]) -> Figure:
-    """Density of `log w - log Z` of each independent sampler, with counting errors."""
+def log_weights(weights: dict[str, tuple[Callable[[], Iterator[np.ndarray]], WeightSummary]]) -> Figure:
+    """Density of `log w - log Z` of each independent sampler, with counting errors.
+
+    `weights`: of each sampler what walks over its log-weights, piece by piece, and their summary.
+    """
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
-    for i, (name, (log_w, summary)) in enumerate(weights.items()):
-        x = log_w - summary.log_z
-        # a few proposals of next to no weight, or of none (-inf), would squeeze the rest
-        low = float(np.quantile(x[np.isfinite(x)], 5e-4, method="higher"))
-        spread = max(float(x.max()) - low, 0.1)  # an exact sampler has none
+    for i, (name, (walk, summary)) in enumerate(weights.items()):
+        low, high = _log_weight_range(walk, summary)
+        spread = max(high - low, 0.1)  # an exact sampler has none
         edges = low + spread * np.linspace(-0.02, 1.02, 81)
-        left = np.count_nonzero(x < edges[0])
+        left, count = 0, np.zeros(len(edges) - 1, dtype=np.int64)
+        for log_w in walk():
+            x = log_w - summary.log_z
+            left += int(np.count_nonzero(x < edges[0]))
+            count += np.histogram(x, edges)[0]
         label = f"{name}: {summary}" + (f"; {left:,} lie further left" if left else "")
-        count, edges = np.histogram(x, edges)
-        scale = len(log_w) * np.diff(edges)
+        scale = summary.n * np.diff(edges)
         middle, seen = (edges[1:] + edges[:-1]) / 2, count > 0
         axes.stairs(count / scale, edges, color=COLOURS[i], linestyle=DASHES[i], label=label)
         density, error = count / scale, np.sqrt(count) / scale
@@ -109,6 +115,23 @@ def log_weights(weights: dict[str, tuple[np.ndarray, WeightSummary]]) -> Figure:
     axes.set(xlabel=r"$\log w - \log Z$,   $w = e^{-S} / q$", ylabel="density of proposals")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0))
     return figure
+
+
+def _log_weight_range(
+    walk: Callable[[], Iterator[np.ndarray]], summary: WeightSummary
+) -> tuple[float, float]:
+    """`log w - log Z` from its 0.0005 quantile to its maximum.
+
+    A few proposals of next to no weight, or of none (-inf), would squeeze the rest.
+    """
+    every, seen, kept = -(-summary.n // RANGE_FROM), 0, []
+    for log_w in walk():
+        kept.append(log_w[-seen % every :: every])
+        seen += len(log_w)
+    x = np.concatenate(kept)
+    low = float(np.quantile(x[np.isfinite(x)], 5e-4, method="higher"))
+    high = np.log(summary.largest_share * summary.n) + summary.log_z
+    return low - summary.log_z, float(high) - summary.log_z
 
 
 def autocorrelation_error(rho: np.ndarray, n: int, upto: int) -> np.ndarray:
@@ -139,13 +162,13 @@ def autocorrelations(all_series: dict[str, Series], rows: dict[str, dict[str, Ro
             if tau is None:
                 axes.plot([], [], " ", label=f"{sampler}: {rows[sampler][name].problem}")
                 continue
-            values = series[name]
-            rho = autocorrelation(values)
-            shown = min(upto, len(rho) // 3)
+            shape = series.moments.all
+            rho = series.rho(name, 3 * upto, tau.window)
+            shown = min(upto, shape.steps // 3)
             axes.errorbar(
                 np.arange(shown) + 0.12 * i,
                 rho[:shown],
-                autocorrelation_error(rho, values.size, shown),
+                autocorrelation_error(rho, shape.n, shown),
                 color=COLOURS[i],
                 marker=MARKERS[i],
                 markersize=3.5,
@@ -167,17 +190,16 @@ def histories(all_series: dict[str, Series]) -> Figure:
     columns = len(all_series)
     panels = figure.subplots(2, columns + 1, sharey="row", width_ratios=[2.4] * columns + [1])
     rows = zip(panels, ("m", "action"), (r"$m = V^{-1} \sum_s \phi(s)$", "action $S$"))
+    moments = [series.walker_moments for series in all_series.values()]
     for axes, name, label in rows:
-        values = {sampler: series.walkers(name) for sampler, series in all_series.items()}
-        low, high = min(v.min() for v in values.values()), max(v.max() for v in values.values())
-        edges = np.linspace(low, high, 61) if high > low else 3
-        for i, (sampler, v) in enumerate(values.items()):
-            axes[i].plot(v[0, :SHOWN], color=COLOURS[i], linewidth=0.6)
-            axes[-1].hist(
-                v.ravel(),
+        low, high = min(m.low[name] for m in moments), max(m.high[name] for m in moments)
+        edges = np.linspace(low, high, 61) if high > low else low + np.array([-0.5, 0.5])
+        for i, (sampler, series) in enumerate(all_series.items()):
+            history, density = _history(series, name, edges)
+            axes[i].plot(history, color=COLOURS[i], linewidth=0.6)
+            axes[-1].stairs(
+                density,
                 edges,
-                density=True,
-                histtype="step",
                 orientation="horizontal",
                 color=COLOURS[i],
                 linestyle=DASHES[i],
@@ -193,6 +215,17 @@ def histories(all_series: dict[str, Series]) -> Figure:
     panels[0, -1].set_title("all draws")
     panels[1, -1].set_xlabel("density")
     return figure
+
+
+def _history(series: Series, name: str, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first steps of the first chain, and the density of all draws between `edges`."""
+    first, count = np.empty(0), np.zeros(len(edges) - 1)
+    for stretch in series.walk(name, walkers=True):
+        values = stretch.values[name]
+        if stretch.chain == 0 and len(first) < SHOWN:
+            first = np.concatenate([first, values[0, : SHOWN - len(first)]])
+        count += np.histogram(values, edges)[0]
+    return first, count / (count.sum() * np.diff(edges))
 
 
 @styled

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..errors import StatisticsError
 from ..statistics import bracket, mean
-from .measure import Row, problem
+from .estimates import Row, problem
 from .series import Series
 
 # Every figure there is, in the order of a table.
@@ -107,7 +107,7 @@ def _cost(series: Series, rows: dict[str, Row], training_seconds: float | None) 
         return found
     if chi2.problem:
         return found | {"cost": Figure("cost per independent χ₂  [s]", chi2.problem)}
-    n = float(series.walkers("chi2").var()) / chi2.error**2
+    n = float(series.walker_moments.std["chi2"]) ** 2 / chi2.error**2
     found["independent"] = _figure("independent configurations (χ₂)", n, form="{:,.0f}")
     found["cost"] = _figure("cost per independent χ₂, drawing alone  [s]", drawing / n, form="{:.3g}")
     extra = (start or 0.0) + (training_seconds or 0.0)

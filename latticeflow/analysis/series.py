@@ -1,70 +1,94 @@
-"""Primary observables of an ensemble as Monte Carlo series, measured once and kept beside the blocks.
-
-`RUN/ensembles/SAMPLER/measured/` holds one file a block with its primaries, one row a draw. A file is written
-once and never changed; it counts only for the ensemble, block and versions of observables and targets that it
-names. Where nothing can be written, measurements are made in memory.
-"""
+"""Primary observables of an ensemble as Monte Carlo series, walked piece by piece in constant memory."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
-from .. import targets
-from ..console import console
 from ..correction import CorrectionSummary
-from ..errors import InputError, StatisticsError, StoreError, WriteFailed
-from ..files import make_folder, source_hash
-from ..observables import Primary, measure, observables, version
+from ..errors import InputError, StatisticsError
+from ..production.ranks import Ranks
 from ..run import Run
 from ..samplers import samplers
+from ..statistics.autocorrelation import unbiased
+from ..statistics.streams import Moments, Piece, autocovariance
 from ..store import Chain, Ensemble
-from ..store.block import block_path
-from ..store.hdf5 import get, open_h5, write_h5
 from ..targets import Target
+from .measured import Key, Measured
 
-_TARGETS = Path(targets.__file__).parent  # action and virial are the target's
-_REMEDY = "delete that file; it is measured again"
+
+@dataclass(frozen=True)
+class Stretch:
+    """Primaries at steps `step, step + 1, ...` of chains `chain, chain + 1, ...`: float64 `[C, n, ...]` by name.
+
+    Chains are counted over the whole ensemble. Those of one stretch go on together from step 0 to their end.
+    """
+
+    chain: int
+    step: int
+    values: dict[str, np.ndarray]
+
+    def piece(self, *names: str) -> Piece:
+        """The components of these primaries (default: all) as columns, `[K, C, n]`."""
+        parts = []
+        for name in names or self.values:
+            a = self.values[name]
+            parts.append(np.moveaxis(a.reshape(*a.shape[:2], -1), -1, 0))
+        return Piece(self.chain, self.step, np.concatenate(parts))
+
+
+class PrimaryMoments:
+    """Mean, standard deviation, lowest and highest value of each primary, `[...]` by name; `all`: their `Moments`."""
+
+    def __init__(self, stretches: Iterator[Stretch]):
+        self.all = Moments()
+        self._at: dict[str, tuple[slice, tuple[int, ...]]] = {}
+        for stretch in stretches:
+            if not self._at:
+                end = 0
+                for name, a in stretch.values.items():
+                    begin, end = end, end + math.prod(a.shape[2:])
+                    self._at[name] = slice(begin, end), a.shape[2:]
+            self.all.feed(stretch.piece())
+        self.mean = self._split(self.all.mean)
+        self.std = self._split(np.sqrt(self.all.variance))
+        self.low, self.high = self._split(self.all.low), self._split(self.all.high)
+        self.moves = self._split(self.all.moves)
+
+    def _split(self, columns: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: columns[at].reshape(shape) for name, (at, shape) in self._at.items()}
+
+    def check(self, name: str) -> None:
+        """Raises `TooFewSamples` below 4 steps, `FrozenSeries` where no chain of the primary ever moves."""
+        self.all.check(self._at[name][0].start + int(np.argmax(self.moves[name])))
 
 
 class Series:
-    """The primaries of one ensemble, by name: float64 `[chains, steps, ...]` with every correction applied.
+    """The primaries of one ensemble with every correction applied; `walk` gives them piece by piece.
 
-    Independent samplers: one chain, the proposals taken through the Metropolis index (as they are where there
-    are no log-weights). Chain samplers: streams x chains. Interacting chains (emcee's walkers) are averaged
-    over the walkers of a stream, which is then one chain. Streams of unequal length are cut to the shortest,
+    Independent samplers: the proposals taken through the Metropolis index, one chain or one a stream (as they
+    are where there are no log-weights). Chain samplers: streams x chains. Interacting chains (emcee's walkers) are
+    averaged over the walkers of a stream, which is then one chain. Streams of unequal length are cut to the shortest,
     which leaves out `left_out` draws.
+
+    A piece is a block, so that memory does not grow with the number of draws. `series[name]` is a whole series
+    `[chains, steps, ...]` in memory, for notebooks and small ensembles.
     """
 
-    def __init__(self, ensemble: Ensemble, target: Target):
+    def __init__(self, ensemble: Ensemble, target: Target, ranks: Ranks | None = None):
         self.ensemble, self.target = ensemble, target
         self.blocks = ensemble.blocks
         if not self.blocks:
             raise StatisticsError(f"{ensemble.path} holds no finished block; run sample again")
-        self.names = [one.name for one in observables.of(target) if isinstance(one, Primary)]
-        self._read_before: dict[str, np.ndarray] = {}
-        self._unsaved: dict[tuple[int, int], dict[str, np.ndarray]] = {}
-        self.stamp = {
-            "observables": version(),
-            "targets": source_hash(_TARGETS),
-            "identity": ensemble.identity,
-        }
-        self._measure_all()
+        self.measured = Measured(ensemble, target, ranks or Ranks())
+        self.names: list[str] = self.measured.names
 
     @classmethod
     def open(cls, run: Run, sampler: str) -> "Series":
-        """Raises `InputError` with the command to run where the run has no ensemble of that sampler."""
-        path = run.ensemble(sampler)
-        if not path.is_dir():
-            samplers.find(sampler)
-        if not path.is_dir() or not Ensemble.open(path).present:
-            raise InputError(
-                f"{run.path} has no ensemble of sampler '{sampler}'. Draw one with:\n"
-                f"  latticeflow sample {run.path} --sampler {sampler} --draws 65536"
-            )
-        return cls(Ensemble.open(path), run.deck.target)
+        """Raises what `open_ensemble` does."""
+        return cls(open_ensemble(run, sampler), run.deck.target)
 
     @property
     def volume(self) -> int:
@@ -76,11 +100,6 @@ class Series:
         return self.ensemble.chains == 0
 
     @cached_property
-    def log_w(self) -> np.ndarray | None:
-        """log of target over proposal of every proposal, float64 `[N]`; None where there are none."""
-        return self.ensemble.log_w if self.ensemble.weighted else None
-
-    @cached_property
     def chain(self) -> Chain | None:
         """The Metropolis chain over the proposals; None where there are no log-weights."""
         return self.ensemble.chain() if self.ensemble.weighted else None
@@ -90,6 +109,18 @@ class Series:
         """Acceptance, longest run of rejections, ESS, log Z; None where there are no log-weights."""
         return self.ensemble.summary() if self.ensemble.weighted else None
 
+    @cached_property
+    def moments(self) -> PrimaryMoments:
+        """Of every primary, over the chains that the estimates are made of."""
+        return PrimaryMoments(self.walk(*self.names))
+
+    @cached_property
+    def walker_moments(self) -> PrimaryMoments:
+        """The same with every walker of interacting chains on its own."""
+        if not self.ensemble.interacting:
+            return self.moments
+        return PrimaryMoments(self.walk(*self.names, walkers=True))
+
     @property
     def left_out(self) -> int:
         """Draws that no series uses: of streams longer than the shortest."""
@@ -98,68 +129,108 @@ class Series:
         used = sum(map(len, self._streams.values()))
         return (len(self.blocks) - used) * self.ensemble.settings["block"]
 
+    @cached_property
+    def _streams(self) -> dict[int, list[Key]]:
+        return self.ensemble.streams
+
+    def walk(self, *names: str, walkers: bool = False) -> Iterator[Stretch]:
+        """The series of these primaries from the beginning; `walkers`: interacting chains each on its own."""
+        if not self.independent:
+            yield from self._walk_streams(names, walkers)
+        elif self.chain is None:
+            yield from self.proposals(*names)
+        else:
+            yield from self._walk_chain(names, self.chain)
+
+    def _walk_streams(self, names: tuple[str, ...], walkers: bool) -> Iterator[Stretch]:
+        C = self.ensemble.chains
+        averaged = self.ensemble.interacting and not walkers
+        for number, keys in enumerate(self._streams.values()):
+            step = 0
+            for key in keys:
+                values = {}
+                for name, a in self.measured.read(key, names).items():
+                    a = a.reshape(-1, C, *a.shape[1:]).swapaxes(0, 1)  # draw i is step i // C of chain i % C
+                    values[name] = a.mean(axis=0, keepdims=True) if averaged else a
+                yield Stretch(number if averaged else number * C, step, values)
+                step += self.ensemble.settings["block"] // C
+
+    def _walk_chain(self, names: tuple[str, ...], chain: Chain) -> Iterator[Stretch]:
+        """Each block's proposals by the chain's entries for it; an entry of an earlier block is the current state."""
+        track_of = {key: number for number, keys in enumerate(chain.tracks) for key in keys}
+        track, chains, step = -1, -1, 0
+        current: dict[str, np.ndarray] = {}
+        for number, (key, entries) in enumerate(chain.walk()):
+            if not len(entries):  # every proposal so far has zero weight
+                continue
+            if track_of[key] != track:
+                track, chains, step = track_of[key], chains + 1, 0
+            row = entries - number * self.ensemble.settings["block"]
+            values = {}
+            for name, a in self.measured.read(key, names).items():
+                corrected = a[np.maximum(row, 0)]
+                if row[0] < 0:
+                    corrected[row < 0] = current[name]
+                current[name] = corrected[-1].copy()
+                values[name] = corrected[None]
+            yield Stretch(chains, step, values)
+            step += len(entries)
+
+    def proposals(self, *names: str) -> Iterator[Stretch]:
+        """Primaries of the draws of an independent sampler without correction, as one chain in block order.
+
+        Where there are log-weights `values["log_w"]` holds them.
+        """
+        step = 0
+        for key in self.blocks:
+            values = {name: a[None] for name, a in self.measured.read(key, names).items()}
+            if self.ensemble.weighted:
+                values["log_w"] = self.ensemble.read(*key, "log_w")["log_w"][None]
+            yield Stretch(0, step, values)
+            step += self.ensemble.settings["block"]
+
+    def log_weights(self) -> Iterator[np.ndarray]:
+        """log of target over proposal of all proposals in block order, float64 `[n]` a block."""
+        for key in self.blocks:
+            yield self.ensemble.read(*key, "log_w")["log_w"]
+
+    def rho(self, name: str, lags: int, window: int) -> np.ndarray:
+        """rho(t), t = 0 ... lags, of a scalar primary, as `statistics.autocorrelation` has it with this window."""
+        shape, last = self.moments.all, min(max(lags, window), self.moments.all.steps - 1)
+        mean = self.moments.mean[name][None]
+        gamma = autocovariance(lambda: (one.piece() for one in self.walk(name)), mean, shape.steps, last)[0]
+        gamma = unbiased(gamma, window, shape.n)
+        return gamma[: lags + 1] / gamma[0]
+
     def __getitem__(self, name: str) -> np.ndarray:
-        """The series of primary `name`, float64 `[chains, steps, ...]`."""
-        values = self.walkers(name)
-        if self.ensemble.interacting:
-            return values.reshape(len(self._streams), -1, *values.shape[1:]).mean(axis=1)
-        return values
+        """The whole series of primary `name` in memory, float64 `[chains, steps, ...]`."""
+        return whole(self.walk(name), name)
 
     def walkers(self, name: str) -> np.ndarray:
         """Like `self[name]`, but with every walker of interacting chains on its own."""
-        if self.independent:
-            values = self.proposals(name)
-            return values if self.chain is None else values[:, self.chain.index]
-        values = self._all(name, [key for keys in self._streams.values() for key in keys])
-        steps = values.reshape(len(self._streams), -1, self.ensemble.chains, *values.shape[1:])
-        return steps.swapaxes(1, 2).reshape(-1, steps.shape[1], *values.shape[1:])
+        return whole(self.walk(name, walkers=True), name)
 
-    def proposals(self, name: str) -> np.ndarray:
-        """Primary `name` of the draws of an independent sampler, without correction, `[1, N, ...]`."""
-        return self._all(name, self.blocks)[None]
 
-    @cached_property
-    def _streams(self) -> dict[int, list[tuple[int, int]]]:
-        return self.ensemble.streams
+def whole(stretches: Iterator[Stretch], name: str) -> np.ndarray:
+    """One primary of all stretches, `[chains, steps, ...]`; chains of unequal length are cut to the shortest."""
+    groups: list[list[np.ndarray]] = []
+    for stretch in stretches:
+        if stretch.step == 0:
+            groups.append([])
+        groups[-1].append(stretch.values[name])
+    chains = [np.concatenate(parts, axis=1) for parts in groups]
+    steps = min(one.shape[1] for one in chains)
+    return np.concatenate([one[:, :steps] for one in chains])
 
-    def _path(self, key: tuple[int, int]) -> Path:
-        return block_path(self.ensemble.path, *key, part="measured")
 
-    def _all(self, name: str, keys: list[tuple[int, int]]) -> np.ndarray:
-        """Primary `name` of all draws of `keys`, `[N, ...]`; read once, since several estimates use each."""
-        if name not in self._read_before:
-            self._read_before[name] = np.concatenate([self._read(key, name) for key in keys])
-        return self._read_before[name]
-
-    def _read(self, key: tuple[int, int], name: str) -> np.ndarray:
-        if key in self._unsaved:
-            return self._unsaved[key][name]
-        with open_h5(self._path(key), _REMEDY) as file:
-            return get(file, name)
-
-    def _measure_all(self) -> None:
-        missing = [key for key in self.blocks if not self._is_measured(key)]
-        out, few = console(), len(missing) < 8
-        bar = track(missing, f"measuring {self.ensemble.sampler}", console=out, transient=True, disable=few)
-        for key in bar:
-            values = measure(self.target, self.ensemble.read(*key, "x")["x"], *self.names)
-            if self._unsaved:  # one block could not be stored: nor could the next
-                self._unsaved[key] = values
-                continue
-            try:
-                make_folder(self._path(key).parent)
-                write_h5(self._path(key), values, {**self.stamp, "stream": key[0], "block": key[1]})
-            except WriteFailed as error:  # somebody else's folder, a read-only or a full disk
-                out.print(f"measurements are not kept, the next call makes them again: {error}")
-                self._unsaved[key] = values
-
-    def _is_measured(self, key: tuple[int, int]) -> bool:
-        """Whether the block's file is there, readable, and of this ensemble and version."""
-        if not self._path(key).exists():
-            return False
-        wanted = {**self.stamp, "stream": key[0], "block": key[1]}
-        try:
-            with open_h5(self._path(key), _REMEDY) as file:
-                return all(file.attrs.get(name) == value for name, value in wanted.items())
-        except StoreError:
-            return False
+def open_ensemble(run: Run, sampler: str) -> Ensemble:
+    """Raises `InputError` with the command to run where the run has no draws of that sampler."""
+    path = run.ensemble(sampler)
+    if not path.is_dir():
+        samplers.find(sampler)
+    if not path.is_dir() or not (ensemble := Ensemble.open(path)).present:
+        raise InputError(
+            f"{run.path} has no ensemble of sampler '{sampler}'. Draw one with:\n"
+            f"  latticeflow sample {run.path} --sampler {sampler} --draws 65536"
+        )
+    return ensemble
