@@ -42,7 +42,7 @@ TimeLimit = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Stop in time: seconds, MM:SS, HH:MM:SS or D-HH:MM:SS since the start."),
 ]
-SamplerName = Annotated[str, typer.Option(help="flow, hmc, emcee or exact.")]
+SamplerName = Annotated[str, typer.Option(help="flow, hmc, hybrid, emcee or exact.")]
 
 
 @app.command()
@@ -165,16 +165,19 @@ def info(run: RunFolder) -> None:
 @app.command()
 def export(
     run: RunFolder,
-    out: Annotated[Path, typer.Argument(help="The file to write; .npz or .h5 decides the format.")],
+    out: Annotated[Path, typer.Argument(help="The file to write: .npz, .h5, or .json.gz for pyerrors.")],
     sampler: SamplerName = "flow",
     proposals: Annotated[
         bool, typer.Option(help="Raw draws with log_w instead of the corrected selection.")
     ] = False,
+    observables: Annotated[
+        bool, typer.Option(help="Measured observables of every draw instead of fields.")
+    ] = False,
 ) -> None:
-    """Export an ensemble to .npz or plain HDF5 for other tools."""
+    """Export an ensemble to .npz or plain HDF5, or its observables to pyerrors, for other tools."""
     from .analysis.export import export_run
 
-    export_run(run, out, sampler=sampler, proposals=proposals)
+    export_run(run, out, sampler=sampler, proposals=proposals, observables=observables)
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def pulls(x, reference):
     m = x.mean(-1)
     found = {"phi2": (x**2).mean(-1), "phi4": (x**4).mean(-1), "chi2": 4 * m**2, "abs_m": np.abs(m)}
     estimates = {name: mean(values) for name, values in found.items()}
-    assert all(one.error < 0.01 * reference[name] for name, one in estimates.items())
+    assert all(one.error < 0.015 * reference[name] for name, one in estimates.items())
     return {name: (one.value - reference[name]) / one.error for name, one in estimates.items()}
 
 
@@ -80,7 +80,7 @@ def worst(x, reference):
 CASES = {
     "narrow": (gaussian, 4.0, {}),
     "wide, K = 3, thin = 2": (gaussian, 0.3, {"trajectories": 3, "thin": 2}),
-    "layers, float32": (split, 1.0, {"precision": "float32"}),
+    "layers, float32": (split, 1.0, {"precision": "float32", "steps": 250}),
 }
 
 
@@ -213,16 +213,14 @@ def test_refuses():
 
 # under the command line's functions
 
+CHAINS = {"chains": 64, "block": 2048, "streams": 2, "thermalisation": 100, "step": 0.2, "length": 0.8}
 DECK = {
     "name": "small",
     "seed": 7,
     "target": {"kind": "phi4", "shape": [2, 2], "m2": -4.0, "lam": 8.0},
     "flow": {"kind": "split", "layers": 2, "sines": 2},
     "train": {"steps": 60, "warmup": 10, "evaluate_every": 60, "evaluate_draws": 1024},
-    "sampler": {
-        "hybrid": {"chains": 16, "block": 1024, "streams": 2, "thermalisation": 100, "trajectories": 2},
-        "hmc": {"chains": 16, "block": 1024, "streams": 2, "thermalisation": 100},
-    },
+    "sampler": {"hybrid": {**CHAINS, "trajectories": 2}, "hmc": CHAINS},
 }
 
 
@@ -239,15 +237,15 @@ def test_production(trained, tmp_path):
     at_once = train_run(
         trained.path / "deck.toml", folder=tmp_path / "run"
     )  # the same deck, the same weights
-    sample_run(at_once, sampler="hybrid", draws=4096)
-    for draws in (2048, 4096):
+    sample_run(at_once, sampler="hybrid", draws=8192)
+    for draws in (4096, 8192):
         sample_run(trained, sampler="hybrid", draws=draws)
     one, other = contents(trained.path), contents(at_once.path)
     assert one == other and sum("s000001" in name and name.endswith(".h5") for name in one) == 2
     ensemble = Ensemble.open(trained.ensemble("hybrid"))
-    assert len(ensemble.weights) == 64 and not ensemble.weighted and ensemble.chains == 16
+    assert len(ensemble.weights) == 64 and not ensemble.weighted and ensemble.chains == 64
     assert any("acceptance of the flow's proposals 0." in line for line in summary_lines(ensemble))
-    sample_run(trained, sampler="hmc", draws=4096)
+    sample_run(trained, sampler="hmc", draws=8192)
     series = {name: Series.open(trained, name) for name in ("hybrid", "hmc")}
     found = compare_series(trained, series, read_log(trained.log))
     assert found.quality["hybrid"]["flow_acceptance"].value > 0.1

@@ -1,4 +1,4 @@
-"""Block files, ensembles and export: what is read is what was written, or an error that says why not."""
+"""Block files and ensembles: what is read is what was written, or an error that says why not."""
 
 import json
 import shutil
@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 from fake_ensembles import ABOUT, BLOCK, RECORD, fake_draws, fake_state
 
-from latticeflow.analysis.export import export_run
-from latticeflow.config import Deck
 from latticeflow.errors import InputError, StoreError
 from latticeflow.random import Purpose
-from latticeflow.run import Run
 from latticeflow.store import Ensemble, hdf5
 from latticeflow.store import block as block_files
 
@@ -237,59 +234,3 @@ def test_samplers_share_no_noise(flow, hmc):
     assert flow.seed == hmc.seed
     noise = [e.generator(Purpose.DRAW, 0, 0).random(4).tolist() for e in (flow, hmc)]
     assert noise[0] != noise[1]
-
-
-@pytest.fixture
-def run(flow, hmc):
-    flow.build_chain()
-    deck = Deck.parse({"name": "run", "seed": 3, "target": RECORD["target"]})
-    (flow.path.parent.parent / "deck.toml").write_text(deck.toml())
-    return Run.open(flow.path.parent.parent)
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".h5", ".hdf5"])
-def test_export(run, flow, tmp_path, suffix):
-    def load(path):
-        if suffix == ".npz":
-            with np.load(path) as file:
-                return {name: file[name] for name in file}
-        with h5py.File(path) as file:
-            return {name: file[name][()] for name in file} | dict(file.attrs)
-
-    export_run(run, tmp_path / f"chain{suffix}")
-    found, index = load(tmp_path / f"chain{suffix}"), flow.chain().index()
-    x = np.concatenate([fake_draws(b).x.numpy() for b in range(3)])
-    assert set(found) == {"x", "log_prob", "index", "deck", "ensemble"}
-    np.testing.assert_array_equal(found["x"], x[index])
-    np.testing.assert_array_equal(found["index"], index)
-    assert 'kind = "phi4"' in str(found["deck"])
-    export_run(run.path, tmp_path / f"raw{suffix}", proposals=True)
-    found = load(tmp_path / f"raw{suffix}")
-    assert set(found) == {"x", "log_prob", "log_w", "weight", "deck", "ensemble"}
-    np.testing.assert_array_equal(found["x"], x)
-    assert found["weight"].mean() == pytest.approx(1)
-    export_run(run, tmp_path / f"hmc{suffix}", sampler="hmc")
-    found = load(tmp_path / f"hmc{suffix}")
-    assert set(found) == {"x", "log_prob", "chain", "step", "deck", "ensemble"}
-    record = json.loads(str(found["ensemble"]))
-    assert (record["sampler"], record["chains"], record["seed"]) == ("hmc", 8, 3)
-    # step 11 of chain 5 of stream 1: 8 steps a block, so step 3 of block 1, draw 3 * 8 + 5 of it
-    (at,) = np.flatnonzero((found["chain"] == 8 + 5) & (found["step"] == 11))
-    np.testing.assert_array_equal(found["x"][at], fake_draws(11, weighted=False).x[29])
-    for chain in range(16):
-        assert found["step"][found["chain"] == chain].tolist() == list(range(24))
-
-
-def test_export_refuses(run, tmp_path):
-    with pytest.raises(InputError, match=r"'\.txt'; expected"):
-        export_run(run, tmp_path / "out.txt")
-    (tmp_path / "out.npz").write_text("mine")
-    with pytest.raises(InputError, match="exists; nothing was changed"):
-        export_run(run, tmp_path / "out.npz")
-    assert (tmp_path / "out.npz").read_text() == "mine"
-    with pytest.raises(InputError, match="no folder"):
-        export_run(run, tmp_path / "nowhere" / "out.npz")
-    with pytest.raises(InputError, match="--sampler emcee"):
-        export_run(run, tmp_path / "new.npz", sampler="emcee")
-    with pytest.raises(InputError, match="not a run folder"):
-        export_run(tmp_path, tmp_path / "new.npz")
