@@ -1,26 +1,31 @@
 """Which blocks are to be drawn, by which rank, and the drawing of one."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..errors import NumericalError
+from ..observables import measure
 from ..random import Purpose
 from ..samplers import Sampler, SamplerSpec
+from ..samplers.density import check_density, tolerance
 from ..store import Ensemble
-from ..store.provenance import provenance
+from ..store.block import Key
+from ..store.provenance import measured_by, provenance
 from .ranks import Ranks
-
-Key = tuple[int, int]  # (stream, block)
 
 
 def missing_blocks(ensemble: Ensemble, spec: SamplerSpec, draws: int) -> list[Key]:
-    """Blocks to draw for at least `draws` configurations, sorted; every stream of chains gets as many."""
+    """Blocks to draw for at least `draws` configurations, in order; every stream gets as many.
+
+    All streams grow together, so that they are of one length, but for a block, whenever a job is stopped.
+    """
     blocks = -(-draws // spec.block)
-    if ensemble.chains:
-        streams = ensemble.settings["streams"]
-        wanted = [(s, b) for s in range(streams) for b in range(-(-blocks // streams))]
+    streams = ensemble.settings.get("streams", 0)
+    if streams:
+        wanted = [(s, b) for b in range(-(-blocks // streams)) for s in range(streams)]
     else:
         wanted = [(s, 0) for s in range(blocks)]
     present = set(ensemble.present)
@@ -31,13 +36,13 @@ def share_out(missing: list[Key], ranks: Ranks, chains: bool) -> list[Key]:
     """This rank's part, round robin: over blocks, or over streams where a block goes on from the one before."""
     if not chains:
         return missing[ranks.rank :: ranks.size]
-    streams = sorted({s for s, _ in missing})[ranks.rank :: ranks.size]
+    streams = set(sorted({s for s, _ in missing})[ranks.rank :: ranks.size])
     return [key for key in missing if key[0] in streams]
 
 
 @dataclass
 class Worker:
-    """Draws blocks one after another; keeps the state of the chain it is in."""
+    """Draws blocks one after another and stores them with where and how they were made."""
 
     sampler: Sampler
     ensemble: Ensemble
@@ -45,14 +50,18 @@ class Worker:
     device: str
 
     def __post_init__(self):
-        self.last: Key | None = None
-        self.state = None
+        sampler, spec = self.sampler, self.spec
+        self.checked = False
         self.about = {
-            "precision": self.spec.precision,
-            "batch": getattr(self.sampler, "batch", self.sampler.chains or self.spec.block),
-            "threads": self.spec.threads,
+            "precision": spec.precision,
+            "batch": getattr(sampler, "batch", sampler.chains or spec.block),
+            "threads": spec.threads,
             **provenance(self.device),
         }
+        if sampler.own_density and sampler.any_density:
+            self.about["tolerance"] = tolerance(spec.precision, math.prod(sampler.target.event_shape))
+        if spec.keep_fields != 1:
+            self.about |= measured_by()
 
     def draw(self, stream: int, block: int) -> None:
         with self._named(stream, block):
@@ -70,16 +79,19 @@ class Worker:
             raise NumericalError(f"stream {stream}, block {block}: {error}{advice}") from None
 
     def _draw(self, stream: int, block: int) -> None:
-        ensemble, about = self.ensemble, dict(self.about)
+        ensemble, about, state = self.ensemble, dict(self.about), None
         begun = time.perf_counter()
-        if self.sampler.chains:
-            if block == 0:
-                self.state = self.sampler.start(stream, ensemble.generator(Purpose.START, stream))
-                about["start_seconds"] = time.perf_counter() - begun
-                begun = time.perf_counter()
-            elif self.last != (stream, block - 1):
-                self.state = ensemble.state(stream, block - 1)
+        if self.sampler.chains and block == 0:
+            state = self.sampler.start(stream, ensemble.generator(Purpose.START, stream))
+            about["start_seconds"] = time.perf_counter() - begun
+            begun = time.perf_counter()
+        elif self.sampler.chains:
+            state = ensemble.state(stream, block - 1)
         rng = ensemble.generator(Purpose.DRAW, stream, block)
-        draws, self.state = self.sampler.draw(self.state, self.spec.block, rng)
-        ensemble.write(stream, block, draws, self.state, time.perf_counter() - begun, **about)
-        self.last = (stream, block)
+        draws, state = self.sampler.draw(state, self.spec.block, rng)
+        seconds = time.perf_counter() - begun
+        if not self.checked and "tolerance" in about:
+            check_density(self.sampler, draws, about["tolerance"])
+            self.checked = True
+        measured = measure(self.sampler.target, draws.x) if self.spec.keep_fields != 1 else {}
+        ensemble.write(stream, block, draws, state, seconds, measured, **about)

@@ -91,8 +91,11 @@ class SamplerSpec(Spec):
     """Settings of a sampler, as in `[sampler.NAME]` of a deck. `build(target, ...)` makes the sampler.
 
     `block`: configurations in one block of the store (for chains: steps * chains).
-    `streams`: streams of chains, the unit a rank owns; independent samplers have none.
+    `streams`: streams of chains, the unit a rank owns; of an independent sampler, one Metropolis chain for each.
     `precision`: of the fields. `threads`: torch threads a rank; both are part of what the numbers depend on.
+    `keep_fields`: k = 1 stores the fields of all draws; k > 1 those of every k-th step of all chains (every k-th
+    draw of an independent sampler), 0 none. Unless it is 1, the primary observables of all draws are measured as they
+    are drawn, and stored; S, log-weights and the sampler's records are stored of all draws always.
     """
 
     kind: ClassVar[str]
@@ -100,6 +103,7 @@ class SamplerSpec(Spec):
     block: int = Field(gt=0)
     precision: Literal["float32", "float64"] = "float64"
     threads: int = Field(1, ge=1)
+    keep_fields: int = Field(1, ge=0)
 
     def build(self, target: Target, flow: Any = None, device: str = "cpu") -> Sampler:
         raise NotImplementedError

@@ -55,11 +55,16 @@ class FlowSampler(Sampler):
 
 @samplers.add("flow")
 class FlowSamplerSpec(SamplerSpec):
-    """`[sampler.flow]`: proposals in one block, and in one call of the network."""
+    """`[sampler.flow]`: `block`, proposals in one block; `batch`, in one call of the network.
+
+    `streams`: 0, one Metropolis chain over all proposals; k, one chain for each of k streams over its own proposals,
+    independent of one another. Any rank may draw any block in either case.
+    """
 
     needs_flow: ClassVar[bool] = True
     block: int = Field(8192, gt=0)
     batch: int = Field(1024, gt=0)
+    streams: int = Field(0, ge=0)
     precision: Literal["float32", "float64"] = "float32"
 
     def build(self, target: Target, flow: Flow | None = None, device: str = "cpu") -> FlowSampler:

@@ -1,7 +1,8 @@
 """Block files: a fixed number of draws, written once, immutable after that.
 
-One HDF5 file a block: `x` `[n, *event_shape]`, `log_prob` and (where the sampler has a density) `log_w`, both
-float64 `[n]`, `info/NAME`, `state/NAME` (the chain's state after the block); checksummed and with a digest, see
+One HDF5 file a block: `x` `[kept, *event_shape]`, the fields that are kept; `log_prob` and (where the sampler has a
+density) `log_w`, both float64 `[n]`; `info/NAME`; `state/NAME`, the chain's state after the block; `measured/NAME`
+float64 `[n, ...]`, the primary observables, where not all fields are kept. Checksummed and with a digest, see
 `hdf5.py`. What made the block is in the attributes of the file.
 
 Folders hold few files each, for the sake of parallel file systems: block (s, b) lies in `blocks/sS_bB/`, S and
@@ -68,14 +69,24 @@ def _walk(folder: Path) -> Iterator[tuple[str, str, Key | None]]:
 
 
 def write_block(
-    folder: Path, stream: int, block: int, draws: Draws, state: State | None, attributes: dict
+    folder: Path,
+    stream: int,
+    block: int,
+    draws: Draws,
+    kept: np.ndarray,
+    state: State | None,
+    measured: dict[str, np.ndarray],
+    attributes: dict,
 ) -> None:
-    """Store one block. `attributes`: at least `identity`, `sampler`, `seed`, `seconds`."""
-    arrays = {"x": draws.x.numpy(), "log_prob": draws.log_prob}
+    """Store one block. `kept`: its draws whose fields are; `attributes`: at least `identity` and `seconds`."""
+    arrays = {"log_prob": draws.log_prob}
+    if len(kept):
+        x = draws.x.numpy()
+        arrays["x"] = x if len(kept) == len(x) else x[kept]
     if draws.log_w is not None:
         arrays["log_w"] = draws.log_w
-    arrays |= {f"info/{name}": np.asarray(value) for name, value in draws.info.items()}
-    arrays |= {f"state/{name}": np.asarray(value) for name, value in (state or {}).items()}
+    for part, values in (("info", draws.info), ("state", state or {}), ("measured", measured)):
+        arrays |= {f"{part}/{name}": np.asarray(value) for name, value in values.items()}
     about = {"format": FORMAT, "stream": stream, "block": block, "n": len(draws), **attributes}
     about |= {f"mean_{name}": arrays[name].mean() for name in ("log_prob", "log_w") if name in arrays}
     path = block_path(folder, stream, block)
@@ -151,15 +162,20 @@ def _checked(file: h5py.File, name: str) -> np.ndarray:
     return array
 
 
-def check_block(folder: Path, stream: int, block: int, identity: str) -> tuple[dict[str, np.ndarray], dict]:
-    """Everything in a block, arrays by name and attributes, once its digest and its lengths are found right."""
+def check_block(
+    folder: Path, stream: int, block: int, identity: str, rows: dict[str, int]
+) -> tuple[dict[str, np.ndarray], dict]:
+    """Everything in a block, arrays by name and attributes, once its digest is right.
+
+    `rows`: arrays that must be there, with their lengths; `measured/NAME` are as long as `log_prob`.
+    """
     path = block_path(folder, stream, block)
     with open_block(folder, stream, block, identity) as file:
         arrays, attributes = read_whole(path, file)
-    n = attributes["n"]
-    for name in arrays:
-        if name in ("x", "log_prob", "log_w") and len(arrays[name]) != n:
-            raise StoreError(f"{path}: '{name}' has {len(arrays[name])} rows for {n} draws; {REDRAW}")
+    for name in [*rows, *(name for name in arrays if name.startswith("measured/"))]:
+        found, wanted = len(arrays.get(name, ())), rows.get(name, rows["log_prob"])
+        if found != wanted:
+            raise StoreError(f"{path}: '{name}' has {found} rows; expected {wanted}; {REDRAW}")
     return arrays, attributes
 
 

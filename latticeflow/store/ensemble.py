@@ -8,6 +8,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..correction import CorrectionSummary
 from ..errors import InputError, StatisticsError, StoreError, WriteFailed
 from ..files import make_folder, write_text
 from ..random import Purpose, stream
+from ..samplers import SamplerSpec, samplers
 from ..samplers.base import Draws, State
 from ..spec import differences
 from . import block as files
@@ -95,6 +97,12 @@ class Ensemble:
                 )
             return ensemble
         ensemble = cls(path, record, origin)
+        steps = record["settings"]["block"] // max(1, ensemble.chains)
+        if ensemble.keep_fields > 1 and steps % ensemble.keep_fields:
+            raise InputError(
+                f"sampler.{ensemble.sampler}.keep_fields = {ensemble.keep_fields} does not divide the {steps} steps of a "
+                "block: choose a divisor, or another block"
+            )
         make_folder(path)
         whole = {"format": files.FORMAT, "identity": ensemble.identity, **record, "origin": ensemble.origin}
         write_text(path / NAME, json.dumps({**whole, "checksum": _hash(whole)}, indent=1) + "\n")
@@ -148,11 +156,33 @@ class Ensemble:
         """Configurations stored."""
         return len(self.present) * self.settings["block"]
 
-    def read(self, stream: int, block: int, *names: str) -> dict[str, np.ndarray]:
-        """Arrays of one block: "x", "log_prob", "log_w", "info/NAME", "state/NAME".
+    @property
+    def spec(self) -> SamplerSpec:
+        """The sampler's settings as they were when the ensemble was begun."""
+        return samplers.find(self.sampler)(**self.settings)
 
-        Default: all but the state.
+    @property
+    def keep_fields(self) -> int:
+        """Fields of every k-th step are stored; 1: all, 0: none."""
+        return self.settings.get("keep_fields", 1)
+
+    @cached_property
+    def kept_rows(self) -> np.ndarray:
+        """The draws of a block whose fields are stored, int64: row i of "x" is that of draw `kept_rows[i]`."""
+        draws = np.arange(self.settings["block"])
+        if not self.keep_fields:
+            return draws[:0]
+        return draws[draws // max(1, self.chains) % self.keep_fields == 0]
+
+    def read(self, stream: int, block: int, *names: str) -> dict[str, np.ndarray]:
+        """Arrays of one block: "x" (see `kept_rows`), "log_prob", "log_w", "info/NAME", "state/NAME", "measured/NAME".
+
+        Default: all but the state. Raises `InputError` for "x" where no fields are kept.
         """
+        if "x" in names and not self.keep_fields:
+            raise InputError(
+                f"{self.path} holds observables only, no fields: it was drawn with keep_fields = 0"
+            )
         return files.read_block(self.path, stream, block, self.identity, *names)
 
     def names(self, stream: int, block: int) -> list[str]:
@@ -175,7 +205,11 @@ class Ensemble:
         Raises `StoreError` naming what is wrong: a checksum, the digest, the format, the ensemble, the name, the
         recorded means, a length.
         """
-        return files.check_block(self.path, stream, block, self.identity)
+        n = self.settings["block"]
+        rows = {"log_prob": n} | ({"log_w": n} if self.weighted else {})
+        if self.keep_fields:
+            rows["x"] = len(self.kept_rows)
+        return files.check_block(self.path, stream, block, self.identity, rows)
 
     def state(self, stream: int, block: int) -> State:
         """The chain's state after a block."""
@@ -183,9 +217,16 @@ class Ensemble:
             return {name: files.get(file["state"], name) for name in file["state"]}
 
     def write(
-        self, stream: int, block: int, draws: Draws, state: State | None, seconds: float, **about: Any
+        self,
+        stream: int,
+        block: int,
+        draws: Draws,
+        state: State | None,
+        seconds: float,
+        measured: dict[str, np.ndarray] | None = None,
+        **about: Any,
     ) -> None:
-        """Store one block; `seconds`: wall-clock that drawing it took."""
+        """Store one block; `seconds`: wall-clock that drawing it took; `measured`: primaries of all draws, by name."""
         if len(draws) != self.settings["block"]:
             raise InputError(f"{len(draws)} draws for a block of {self.settings['block']}")
         attributes = {
@@ -194,9 +235,9 @@ class Ensemble:
             "seed": self.seed,
             "chains": self.chains,
             "seconds": seconds,
-            **about,
+            **{name: value for name, value in about.items() if value is not None},
         }
-        files.write_block(self.path, stream, block, draws, state, attributes)
+        files.write_block(self.path, stream, block, draws, self.kept_rows, state, measured or {}, attributes)
 
     def _total(self, name: str, keys: list[Key]) -> float:
         return sum(self.attributes(*key).get(name, 0.0) for key in keys)
