@@ -9,8 +9,9 @@ A lock that is found is
 - else (another host, another container, a file that cannot be read) watched for `WAIT` seconds. Its owner touches it every
   `BEAT` seconds: at the first change it is alive, without one it is gone. No two machines' clocks are compared.
 
-What is gone is taken over: renamed to a unique name, looked at, and put back if it is not what was judged. So a job whose
-node has died can be requeued on another one without help.
+What is gone is removed, by one newcomer at a time (`RUN/.lock.takeover`) and only if it is still what was judged: else the
+slower of two newcomers would remove the quicker one's new lock. Then the newcomers compete as for a free run. So a job
+whose node has died can be requeued on another one without help.
 """
 
 import json
@@ -101,6 +102,29 @@ def is_gone(owner: Owner | None, here: Owner) -> bool | None:
     return False
 
 
+class _Watch:
+    """Whether a file that nobody here can judge shows a sign of life."""
+
+    def __init__(self) -> None:
+        self.first: Mark | None = None
+        self.since = time.monotonic()
+        self.said = False
+
+    def verdict(self, mark: Mark | None) -> bool | None:
+        """True: gone, since it stayed what it was for `WAIT` seconds. False: alive, it has changed. None: not yet known."""
+        if self.first is None:
+            self.first, self.since = mark, time.monotonic()
+        if mark != self.first:
+            return False
+        return True if time.monotonic() - self.since > WAIT else None
+
+    def begins(self) -> bool:
+        """True once, when it has been watched for a little: a lock that is being written is whole in no time."""
+        begins = self.first is not None and not self.said and time.monotonic() - self.since > WAIT / 60
+        self.said |= begins
+        return begins
+
+
 class Lock:
     """The lock of the run in `run`, `acquire`d and `release`d by one process."""
 
@@ -108,11 +132,11 @@ class Lock:
         self.path = Path(run) / ".lock"
         self.owner = Owner.this_process()
         self._ended = threading.Event()
+        self._guard = _Watch()
 
     def acquire(self) -> None:
-        """Take the lock. Raises `InputError` where another job has it, `StoreError` where the folder cannot be written."""
-        seen: Mark | None = None  # of the lock under watch, and since when
-        since = 0.0
+        """Take the lock. Raises `InputError` where another job has it, `WriteFailed` where the folder cannot be written."""
+        watch = _Watch()
         while not self._create():
             mark = self._look(self.path)
             if mark is None:  # released just now
@@ -120,21 +144,20 @@ class Lock:
             owner = Owner.parse(mark[2])
             gone = is_gone(owner, self.owner)
             if gone is None:
-                if seen is None:
-                    seen, since = mark, time.monotonic()
-                    self._say(
-                        f"was left by {owner or 'an unknown job'}; watching for a sign of life, {WAIT:.0f} s at most"
-                    )
-                gone = False if mark != seen else True if time.monotonic() - since > WAIT else None
+                gone = watch.verdict(mark)
+            if watch.begins():
+                self._say(
+                    f"was left by {owner or 'an unknown job'}; watching for a sign of life, {WAIT:.0f} s at most"
+                )
             if gone is False:
                 raise InputError(
                     f"{self.path.parent} is in use by another job: {owner or 'unknown'}. Wait for its end, or stop it. "
                     f"If you are sure that it is gone: rm {self.path}"
                 )
-            if gone and self._take(mark):
+            if gone and self._remove(mark):
                 self._say(f"was left by {owner or 'an unknown job'}, which is gone; taken over")
-            elif gone is None:
-                time.sleep(min(1.0, WAIT / 10))
+            else:
+                time.sleep(min(0.1, WAIT / 10))
         threading.Thread(target=self._beat, name="run lock", daemon=True).start()
 
     def release(self) -> None:
@@ -173,19 +196,22 @@ class Lock:
         except OSError as error:
             raise StoreError(f"cannot read {path}: {error.strerror}") from None
 
-    def _take(self, judged: Mark) -> bool:
-        """Remove the lock that was judged; False where another job was quicker."""
-        aside = self.path.with_name(f".lock.{self.owner.token}")
-        with writing(self.path):
+    def _remove(self, judged: Mark) -> bool:
+        """Remove the lock that was judged gone; False where it is another one by now, or another newcomer is at it."""
+        guard = self.path.with_name(".lock.takeover")
+        with writing(guard):
             try:
-                os.rename(self.path, aside)
-            except FileNotFoundError:
+                os.close(os.open(guard, os.O_CREAT | os.O_EXCL, 0o644))
+            except FileExistsError:
+                if self._guard.verdict(self._look(guard)):  # a newcomer has died here
+                    guard.unlink(missing_ok=True)
                 return False
-        same = self._look(aside) == judged
-        if not same:
-            with suppress(FileExistsError):
-                os.link(aside, self.path)
-        aside.unlink()
+            try:
+                same = self._look(self.path) == judged
+                if same:
+                    self.path.unlink()
+            finally:
+                guard.unlink(missing_ok=True)
         return same
 
     def _beat(self) -> None:
@@ -207,7 +233,7 @@ class Lock:
 def run_lock(run_path: Path, ranks: Job) -> Iterator[None]:
     """Hold the run's lock for the duration; every rank must call it, and rank 0 leave it last.
 
-    Raises `InputError` where another job holds it, `StoreError` where the folder cannot be written.
+    Raises `InputError` where another job holds it, `WriteFailed` where the folder cannot be written.
     """
     lock = Lock(run_path) if ranks.root else None
     if lock is not None:
