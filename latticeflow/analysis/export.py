@@ -109,7 +109,7 @@ def _npz(path: Path, rows: Rows, about: dict[str, str]) -> None:
                     member.write(np.ascontiguousarray(piece[name]).tobytes())
         for name, text in about.items():
             with archive.open(f"{name}.npy", "w") as member:
-                np.lib.format.write_array(member, np.array(text), allow_pickle=False)
+                np.lib.format.write_array(member, np.array(text))
 
 
 _PYERRORS = ".json.gz"
