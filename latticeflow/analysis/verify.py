@@ -5,7 +5,7 @@ ranks share the blocks.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +21,12 @@ from ..observables import measure
 from ..production.device import bind_device
 from ..production.ranks import Ranks
 from ..run import Run
-from ..samplers import Sampler
+from ..samplers import Sampler, samplers
 from ..samplers.density import log_w_error, tolerance
 from ..spec import differences
 from ..store import Ensemble
 from ..store.block import Key, block_path, strangers
+from ..store.hdf5 import REDRAW
 from ..targets import targets
 from ..threads import threads
 from ..training.checkpoint import build_flow, check_checkpoint, checkpoints, load_weights
@@ -62,10 +63,7 @@ class Findings:
         """Remember a block's numbers; two blocks with the same ones are a problem."""
         there = self.seen.setdefault(mark, path)
         if there != path:
-            self.problems.append(f"{path} holds the same draws as {there}: one is a copy; {_REDRAW}")
-
-
-_REDRAW = "delete that file and run the same 'latticeflow sample' again: it is redrawn identically"
+            self.problems.append(f"{path} holds the same draws as {there}: one is a copy; {REDRAW}")
 
 
 def verify_run(run: Run | Path | str, sample: float = 1.0, device: str = "cpu") -> dict[str, Findings]:
@@ -92,9 +90,7 @@ def verify_run(run: Run | Path | str, sample: float = 1.0, device: str = "cpu") 
     out.print(f"{run.path}: {kept} checkpoints" + ("" if found["weights"].problems else " as recorded"))
     folder = run.path / "ensembles"
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        found[path.name] = one = _together(
-            ranks, lambda path=path: _ensemble(run, path, sample, ranks, where)
-        )
+        found[path.name] = one = _together(ranks, _ensemble(run, path, sample, ranks, where))
         out.print(_line(path.name, one))
     problems = [line for one in found.values() for line in one.problems]
     for line in problems:
@@ -113,9 +109,8 @@ def _line(name: str, one: Findings) -> str:
     return line
 
 
-def _together(ranks: Ranks, check: Callable[[], Findings]) -> Findings:
+def _together(ranks: Ranks, mine: Findings) -> Findings:
     """What all ranks found, on every rank."""
-    mine = check()
     whole = Findings()
     for part in ranks.comm.allgather(mine) if ranks.comm else [mine]:
         whole.add(part)
@@ -144,14 +139,14 @@ def _ensemble(run: Run, path: Path, sample: float, ranks: Ranks, device: str) ->
     found = Findings()
     try:
         ensemble = Ensemble.open(path)
-        if ranks.root:
-            found.problems += _record(run.deck, ensemble)
-            found.problems += [f"{stray} is no block of this ensemble" for stray in _foreign(path)]
+        _require_deck(run.deck, ensemble)
         sampler = _sampler(run, ensemble, device)
-    except LatticeflowError as error:
+    except LatticeflowError as error:  # the same on every rank
         if ranks.root:
             found.problems.append(str(error))
         return found
+    if ranks.root:
+        found.problems += [f"{stray} is no block of this ensemble" for stray in _foreign(path)]
     present, chosen = ranks.broadcast((ensemble.present, _choose(ensemble, sample)))
     check = _Check(ensemble, sampler, found)
     with threads(1):
@@ -161,7 +156,7 @@ def _ensemble(run: Run, path: Path, sample: float, ranks: Ranks, device: str) ->
         if ranks.root:
             with _reported(found):
                 ensemble.blocks  # noqa: B018 (raises where a chain is broken)
-                if ensemble.weighted and present:
+                if ensemble.weighted:
                     ensemble.check_chain()
     return found
 
@@ -171,13 +166,12 @@ def _foreign(path: Path) -> Iterator[Path]:
     return (stray for stray in strangers(path) if stray.suffix != ".tmp")
 
 
-def _record(deck: Deck, ensemble: Ensemble) -> list[str]:
-    """Where the ensemble's record is not that of the run's deck."""
+def _require_deck(deck: Deck, ensemble: Ensemble) -> None:
+    """Raise `StoreError` where the ensemble's record is not that of the run's deck."""
     wanted = {"target": targets.table(deck.target), "seed": deck.seed}
-    changed = differences(wanted, {"target": ensemble.target, "seed": ensemble.seed})
-    return (
-        [f"{ensemble.path} was not drawn with this run's deck.toml: {'; '.join(changed)}"] if changed else []
-    )
+    changed = differences({"target": ensemble.target, "seed": ensemble.seed}, wanted)
+    if changed:
+        raise StoreError(f"{ensemble.path} was not drawn with this run's deck.toml: {'; '.join(changed)}")
 
 
 def _choose(ensemble: Ensemble, sample: float) -> set[Key]:
@@ -190,7 +184,7 @@ def _choose(ensemble: Ensemble, sample: float) -> set[Key]:
 
 def _sampler(run: Run, ensemble: Ensemble, device: str) -> Sampler:
     """The ensemble's sampler with the weights that drew it. Raises `StoreError` where they are not there."""
-    spec = ensemble.spec
+    spec = samplers.find(ensemble.sampler)(**ensemble.settings)
     if not spec.needs_flow:
         return spec.build(run.deck.target, device=device)
     flow = build_flow(run.deck)
@@ -234,7 +228,7 @@ class _Check:
                 self._measured(data),
             ):
                 if what:
-                    found.problems.append(f"{path}: {what}: it was altered, or its weights were; {_REDRAW}")
+                    found.problems.append(f"{path}: {what}: it was altered, or its weights were; {REDRAW}")
 
     def _action(self, data: dict[str, np.ndarray]) -> str | None:
         """S of the stored fields against log_prob = -S."""
@@ -266,7 +260,7 @@ class _Check:
         chains = self.ensemble.chains
         for name in ("x", "log_prob"):
             state, last = data.get(f"state/{name}"), data.get(name)
-            if state is None or last is None or (name == "x" and self.ensemble.settings["keep_fields"] != 1):
+            if state is None or last is None or (name == "x" and self.ensemble.keep_fields != 1):
                 continue
             if not np.array_equal(state, last[-chains:]):
                 return f"the chain's state '{name}' is not that of its last step"

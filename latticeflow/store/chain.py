@@ -181,6 +181,16 @@ def read_chain(folder: Path, identity: str, size: int, tracks: list[list[Key]]) 
         )
 
 
+def covered_blocks(folder: Path, identity: str) -> list[Key]:
+    """The blocks that the stored chain is over, none where there is no chain. Raises `StoreError` for a damaged one."""
+    path = Path(folder) / NAME
+    if not path.exists():
+        return []
+    with open_h5(path, _REBUILD) as file:
+        check_format(path, file, identity)
+        return [(int(stream), int(block)) for stream, block in file["blocks"][()]]
+
+
 def check_chain(
     folder: Path, identity: str, size: int, tracks: list[list[Key]], pieces: Iterable[Piece]
 ) -> None:

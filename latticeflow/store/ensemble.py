@@ -24,7 +24,8 @@ from ..samplers.base import Draws, State
 from ..spec import differences
 from . import block as files
 from .block import Key
-from .chain import Chain, Piece, check_chain, read_chain, write_chain
+from .chain import NAME as CHAIN
+from .chain import Chain, Piece, check_chain, covered_blocks, read_chain, write_chain
 
 NAME = "ensemble.json"
 
@@ -326,10 +327,21 @@ class Ensemble:
         return chain
 
     def check_chain(self) -> None:
-        """Scan again and compare with the stored chain. Raises `StoreError` saying what differs, or that none is stored."""
+        """Scan again and compare with the stored chain; one that is missing or older than the last blocks is no fault.
+
+        Raises `StoreError` saying what differs, or which block it is over that is not there.
+        """
         self._require_weighted()
         tracks = self.tracks
-        check_chain(self.path, self.identity, self.settings["block"], tracks, self._pieces(tracks))
+        there = {key for track in tracks for key in track}
+        covered = set(covered_blocks(self.path, self.identity))
+        for key in sorted(covered - there):
+            raise StoreError(
+                f"{files.block_path(self.path, *key)} is missing: the chain in {CHAIN} is over it; run the same "
+                "'latticeflow sample' again: it is redrawn identically"
+            )
+        if covered == there and there:
+            check_chain(self.path, self.identity, self.settings["block"], tracks, self._pieces(tracks))
 
     def summary(self) -> CorrectionSummary:
         """Acceptance and longest run of rejections of the chain, and what its weights say."""
