@@ -6,6 +6,7 @@ lies on GPUs.
 """
 
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,8 +29,12 @@ def _connected(rank: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise LatticeflowError(f"rank {rank} lost the other ranks: {reason}") from None
+        raise LatticeflowError(f"rank {rank} lost the other ranks: {_short(error)}") from None
+
+
+def _short(error: Exception) -> str:
+    """The first sentence of torch's message, without the place in its sources."""
+    return re.sub(r"^\[[^]]*\] ", "", str(error).partition("\n")[0]).partition(". ")[0]
 
 
 class TorchRanks(Ranks):
@@ -116,7 +121,7 @@ def process_group(ranks: Ranks, device: str) -> Iterator[Group]:
     except RuntimeError as error:
         raise InputError(
             f"rank {ranks.rank} on {socket.gethostname()} cannot join the others for training: "
-            f"{str(error).strip().partition(chr(10))[0]}. On several nodes set MASTER_ADDR to an address of rank 0's "
+            f"{_short(error)}. On several nodes set MASTER_ADDR to an address of rank 0's "
             "node that all reach, and GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME on GPUs) to the network interface to use"
         ) from None
     try:
