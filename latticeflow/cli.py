@@ -115,7 +115,10 @@ def measure(
         bool, typer.Option("--pyerrors", help="Beside our estimates those of pyerrors (extra 'analysis').")
     ] = False,
 ) -> None:
-    """Print every observable of an ensemble with its error and autocorrelation time."""
+    """Print every observable of an ensemble with its error and autocorrelation time; also under mpirun.
+
+    Adds what is not measured yet beside the blocks, RUN/ensembles/SAMPLER/measured, and touches no field.
+    """
     from .analysis.measure import measure_run
 
     measure_run(run, sampler=sampler, pyerrors=pyerrors)
