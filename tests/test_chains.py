@@ -116,12 +116,15 @@ def test_edited_chain(flow, change, said):
         flow.check_chain()
 
 
-def test_chain_that_covers_other_blocks_is_no_check(flow):
-    with pytest.raises(StoreError, match="missing, or covers other blocks"):
-        flow.check_chain()
+def test_check_of_a_chain_over_other_blocks(flow):
+    """None yet, or one that is shorter: a job was stopped. One over a block that is gone: something was lost."""
+    flow.check_chain()
+    flow.build_chain()
+    flow.write(3, 0, fake_draws(3), None, 0.5, **ABOUT)
+    flow.check_chain()
     flow.build_chain()
     block_path(flow.path, 2, 0).unlink()
-    with pytest.raises(StoreError, match="missing, or covers other blocks"):
+    with pytest.raises(StoreError, match=r"s000002_b000000\.h5 is missing: the chain in chain\.h5 is over it"):
         flow.check_chain()
 
 

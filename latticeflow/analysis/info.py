@@ -1,7 +1,9 @@
 """`latticeflow info`: what a run holds and where it came from."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ..console import console
 from ..errors import LatticeflowError, StoreError
@@ -10,6 +12,21 @@ from ..run import Run
 from ..store import Ensemble
 from ..training import log
 from ..training.checkpoint import checkpoints
+
+_LOOKED_AT = 1000  # blocks, each of which costs about a millisecond
+_COUNTED = (
+    "host",
+    "device",
+    "precision",
+    "batch",
+    "threads",
+    "latticeflow",
+    "commit",
+    "torch",
+    "numpy",
+    "h5py",
+    "python",
+)
 
 
 def print_info(run: Run | Path | str) -> None:
@@ -27,7 +44,7 @@ def print_info(run: Run | Path | str) -> None:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         out.print(f"\nensemble {path.name}")
         try:
-            for line in _ensemble(Ensemble.open(path)):
+            for line in _ensemble(run, Ensemble.open(path)):
                 out.print(f"  {line}")
         except LatticeflowError as error:
             out.print(f"  {error}")
@@ -47,16 +64,46 @@ def _training(run: Run) -> str:
     return f"{kept}\nlast line of the training log: " + ", ".join(f"{k} {v}" for k, v in lines[-1].items())
 
 
-def _ensemble(ensemble: Ensemble):
+def _ensemble(run: Run, ensemble: Ensemble) -> Iterator[str]:
     settings = ", ".join(f"{key} {value}" for key, value in ensemble.settings.items())
     yield f"settings: {settings}"
-    yield f"seed {ensemble.seed}" + (f", weights {ensemble.weights[:12]}" if ensemble.weights else "")
+    yield f"seed {ensemble.seed}" + (f", weights {ensemble.weights}" if ensemble.weights else "")
+    yield f"identity {ensemble.identity}"
+    yield f"stored: {_storage(ensemble)}"
     yield from summary_lines(ensemble)
-    about = [ensemble.attributes(*key) for key in ensemble.blocks]
-    for key in ("host", "device", "latticeflow", "torch", "numpy"):
-        counts = Counter(str(one[key]) for one in about)
-        if counts:
-            yield f"{key}: " + ", ".join(f"{name} ({n} blocks)" for name, n in counts.items())
+    yield from _origin(run, ensemble.origin)
+    yield from _made_by(ensemble)
+
+
+def _storage(ensemble: Ensemble) -> str:
+    k, chain = ensemble.keep_fields, bool(ensemble.chains)
+    if k == 0:
+        return "observables of all draws, no fields"
+    which = "all draws" if k == 1 else f"every {k}th {'step' if chain else 'draw'}, observables of all"
+    return f"fields of {which}"
+
+
+def _origin(run: Run, origin: dict[str, Any]) -> Iterator[str]:
+    """Where the ensemble was begun."""
+    about = {key: value for key, value in origin.items() if key != "deck" and value is not None}
     if about:
-        times = [one["time"] for one in about]
+        yield "begun: " + ", ".join(f"{key} {value}" for key, value in about.items())
+    if origin.get("deck", run.deck.toml()) != run.deck.toml():
+        yield "its deck is not the run's deck.toml of today, shown above, but:"
+        yield from (f"  {line}" for line in origin["deck"].splitlines())
+
+
+def _made_by(ensemble: Ensemble) -> Iterator[str]:
+    """What made the blocks, counted; of a large ensemble those of an even sample."""
+    keys = ensemble.blocks
+    looked = keys[:: -(-len(keys) // _LOOKED_AT)] if keys else []
+    if len(looked) < len(keys):
+        yield f"of {len(keys):,} blocks, {len(looked):,} were looked at:"
+    about = [ensemble.attributes(*key) for key in looked]
+    for name in _COUNTED:
+        counts = Counter(str(one[name]) for one in about if name in one)
+        if counts:
+            yield f"{name}: " + ", ".join(f"{value} ({n} blocks)" for value, n in counts.items())
+    times = [one["time"] for one in about if "time" in one]
+    if times:
         yield f"drawn between {min(times)} and {max(times)} (UTC)"

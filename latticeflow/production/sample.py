@@ -29,7 +29,7 @@ from .lock import run_lock
 from .ranks import Ranks, launcher_of_this, refuse_torchrun
 from .stop import GRACE, StopRequests, duration, leave_together, stop_requests
 from .summary import summary_lines
-from .worker import Key, Worker, missing_blocks, share_out
+from .worker import Key, Worker, conditions, missing_blocks, share_out
 
 
 def sample_run(
@@ -108,7 +108,10 @@ def _sample(
             Run.create(run.deck, run.path)
     with run_lock(run.path, ranks):
         with ranks.root_first():
-            ensemble = Ensemble.create(run.ensemble(spec.kind), **_record(run, spec, built, weights))
+            origin = {"deck": run.deck.toml(), **conditions(built, spec, where)}
+            ensemble = Ensemble.create(
+                run.ensemble(spec.kind), origin=origin, **_record(run, spec, built, weights)
+            )
         # one list for all: another node may see the folder a moment late
         missing = ranks.broadcast(missing_blocks(ensemble, spec, draws) if ranks.root else None)
         work = share_out(missing, ranks, built.chains > 0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ..errors import StatisticsError
+from ..errors import StatisticsError, WriteFailed
 from ..statistics import bracket, mean
 from ..store import Ensemble
 
@@ -10,43 +10,44 @@ from ..store import Ensemble
 def summary_lines(ensemble: Ensemble) -> Iterator[str]:
     """Draws and cost; then acceptance, ESS and log Z of a corrected chain, or HMC's own acceptance."""
     keys = ensemble.blocks
+    # first: this builds the chain where it is missing, and the chain's file knows the seconds of all blocks
+    corrected = list(_corrected(ensemble)) if ensemble.weighted and keys else []
     seconds, start = ensemble.seconds, ensemble.start_seconds
     cost = f"{seconds:.2f} rank-seconds" + (f" and {start:.2f} of thermalisation" if start else "")
     yield f"{ensemble.draws:,} draws in {len(keys)} blocks, {cost}"
-    if not keys:
-        return
-    if ensemble.weighted:
-        yield from _corrected(ensemble)
-    else:
+    yield from corrected
+    if keys and not ensemble.weighted:
         yield from _chains(ensemble)
 
 
 def _corrected(ensemble: Ensemble) -> Iterator[str]:
     try:
         found = ensemble.summary()
-    except StatisticsError as error:
+    except (StatisticsError, WriteFailed) as error:
         yield f"no summary of the weights: {error}"
         return
-    weights = found.weights
-    yield f"Metropolis acceptance {found.acceptance:.4f}, longest run of rejections {found.longest}"
+    weights, chains = found.weights, len(ensemble.tracks)
+    over = f" over {chains} chains, one a stream" if chains > 1 else ""
+    yield f"Metropolis acceptance {found.acceptance:.4f}{over}, longest run of rejections {found.longest}"
     yield f"{weights}, largest weight's share {weights.largest_share:.2e}"
     yield f"log Z = {weights.log_z:.5f} +- {weights.log_z_error:.5f}"
 
 
 def _chains(ensemble: Ensemble) -> Iterator[str]:
-    acceptance = ensemble.info("acceptance")
+    recorded = ensemble.infos("acceptance", "smallest_acceptance", "flow_acceptance", "exp_minus_dh")
+    acceptance = recorded.get("acceptance")
     if acceptance is not None:
         line = (
             f"acceptance {acceptance.mean():.4f} over {len(acceptance)} streams of {ensemble.chains} chains"
         )
-        smallest = ensemble.info("smallest_acceptance")
+        smallest = recorded.get("smallest_acceptance")
         if smallest is not None:  # of any chain, accumulated since tuning
             line += f", smallest of any chain {smallest[:, -1].min():.4f}"
         yield line
-    flow = ensemble.info("flow_acceptance")
+    flow = recorded.get("flow_acceptance")
     if flow is not None:
         yield f"acceptance of the flow's proposals {flow.mean():.4f}"
-    exp_minus_dh = ensemble.info("exp_minus_dh")
+    exp_minus_dh = recorded.get("exp_minus_dh")
     if exp_minus_dh is not None:
         try:
             found = mean(exp_minus_dh)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import NumericalError
 from ..observables import measure
@@ -13,7 +14,7 @@ from ..samplers import Sampler, SamplerSpec
 from ..samplers.density import check_density, tolerance
 from ..store import Ensemble
 from ..store.block import Key
-from ..store.provenance import measured_by, provenance
+from ..store.provenance import measured_by, now, provenance
 from .ranks import Ranks
 
 
@@ -40,6 +41,19 @@ def share_out(missing: list[Key], ranks: Ranks, chains: bool) -> list[Key]:
     return [key for key in missing if key[0] in streams]
 
 
+def conditions(sampler: Sampler, spec: SamplerSpec, device: str) -> dict[str, Any]:
+    """What a rank's numbers depend on beside the ensemble's record, and where and by what they are made."""
+    found = {
+        "precision": spec.precision,
+        "batch": getattr(sampler, "batch", sampler.chains or spec.block),
+        "threads": spec.threads,
+        **provenance(device),
+    }
+    if sampler.own_density and sampler.any_density:
+        found["tolerance"] = tolerance(spec.precision, math.prod(sampler.target.event_shape))
+    return found | (measured_by() if spec.keep_fields != 1 else {})
+
+
 @dataclass
 class Worker:
     """Draws blocks one after another and stores them with where and how they were made."""
@@ -50,18 +64,8 @@ class Worker:
     device: str
 
     def __post_init__(self):
-        sampler, spec = self.sampler, self.spec
         self.checked = False
-        self.about = {
-            "precision": spec.precision,
-            "batch": getattr(sampler, "batch", sampler.chains or spec.block),
-            "threads": spec.threads,
-            **provenance(self.device),
-        }
-        if sampler.own_density and sampler.any_density:
-            self.about["tolerance"] = tolerance(spec.precision, math.prod(sampler.target.event_shape))
-        if spec.keep_fields != 1:
-            self.about |= measured_by()
+        self.about = conditions(self.sampler, self.spec, self.device)
 
     def draw(self, stream: int, block: int) -> None:
         with self._named(stream, block):
@@ -94,4 +98,5 @@ class Worker:
             check_density(self.sampler, draws, about["tolerance"])
             self.checked = True
         measured = measure(self.sampler.target, draws.x) if self.spec.keep_fields != 1 else {}
+        about["time"] = now()
         ensemble.write(stream, block, draws, state, seconds, measured, **about)

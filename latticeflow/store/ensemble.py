@@ -147,10 +147,20 @@ class Ensemble:
 
     def info(self, name: str) -> np.ndarray | None:
         """What the sampler recorded at each step, `[streams, steps]`; None if it recorded no such thing."""
-        key, streams = f"info/{name}", list(self.streams.values())
-        if not streams or key not in self.names(*streams[0][0]):
-            return None
-        return np.stack([np.concatenate([self.read(*at, key)[key] for at in keys]) for keys in streams])
+        return self.infos(name).get(name)
+
+    def infos(self, *names: str) -> dict[str, np.ndarray]:
+        """`info` of those `names` that were recorded; every block is opened once."""
+        streams = list(self.streams.values())
+        there = self.names(*streams[0][0]) if streams else []
+        keys = [f"info/{name}" for name in names if f"info/{name}" in there]
+        if not keys:
+            return {}
+        read = [[self.read(*at, *keys) for at in blocks] for blocks in streams]
+        return {
+            key.removeprefix("info/"): np.stack([np.concatenate([one[key] for one in row]) for row in read])
+            for key in keys
+        }
 
     @property
     def draws(self) -> int:

@@ -32,8 +32,13 @@ def provenance(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "host": platform.node(),
         "device": f"{device} {name or platform.machine()}".strip(),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": now(),
     }
+
+
+def now() -> str:
+    """The time, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def measured_by() -> dict[str, str]:
