@@ -101,6 +101,21 @@ def test_a_configuration_that_outlives_its_block(tmp_path, run, flow):
     assert found["step"].tolist() == list(range(4 * BLOCK - 7))
 
 
+def test_one_chain_a_stream(tmp_path, run):
+    """Two chains of two blocks: chain and step say which, and proposals are counted over all blocks."""
+    record = {**RECORD, "sampler": "two", "settings": {**RECORD["settings"], "streams": 2}}
+    new = Ensemble.create(tmp_path / "run" / "ensembles" / "two", **record)
+    for number, key in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        new.write(*key, fake_draws(number), None, 0.5, **ABOUT)
+    found, n = exported(run, tmp_path, sampler="two"), 2 * BLOCK
+    assert found["chain"].tolist() == [0] * n + [1] * n
+    assert found["step"].tolist() == [*range(n), *range(n)]
+    np.testing.assert_array_equal(found["index"], new.chain().index())
+    assert found["index"][n] == n  # begins anew
+    x = np.concatenate([fake_draws(number).x.numpy() for number in range(4)])
+    np.testing.assert_array_equal(found["x"], x[found["index"]])
+
+
 def test_export_refuses(run, tmp_path):
     with pytest.raises(InputError, match=r"'\.txt'; expected"):
         export_run(run, tmp_path / "out.txt")

@@ -107,11 +107,11 @@ class Hybrid(HMC):
         """
         x = torch.from_numpy(state["x"]).to(self.device)
         log_q = self.flow.log_prob(x.double()).cpu().numpy()
-        y, new_log_q = self.flow.sample(self.chains, rng)
+        y, own_log_q = self.flow.sample(self.chains, rng)
         if self.dtype != torch.float64:
             y = y.to(self.dtype)
-            new_log_q = self.flow.log_prob(y.double())
-        new_log_q = new_log_q.cpu().numpy()
+            own_log_q = self.flow.log_prob(y.double())
+        new_log_q = own_log_q.cpu().numpy()
         new_log_prob = self.target.log_prob(y.double()).cpu().numpy()
         bad, new_bad = _unsound(state["log_prob"] - log_q), _unsound(new_log_prob - new_log_q)
         if bad.any() or new_bad.any():
