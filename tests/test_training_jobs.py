@@ -16,10 +16,10 @@ from latticeflow.production import group as group_module
 from latticeflow.production.device import bind_device
 from latticeflow.production.group import TorchRanks, process_group, training_ranks
 from latticeflow.production.ranks import Ranks
-from latticeflow.production.train import train_run
+from latticeflow.production.train import _places, train_run
 from latticeflow.run import Run
+from latticeflow.training import TrainSettings, log
 from latticeflow.training import checkpoint as ckpt
-from latticeflow.training import log
 from latticeflow.training.parallel import ALONE
 
 STEPS = 300
@@ -99,6 +99,14 @@ def command(pid: int) -> str:
 @pytest.mark.mpi
 def test_mpirun_gives_the_training_of_one_rank(alone, together):
     same_to_rounding(alone, together)
+
+
+@pytest.mark.mpi
+@pytest.mark.long
+def test_open_mpi_gives_the_training_of_one_rank(deck, alone, openmpi):
+    job = openmpi(2, *TRAIN, "deck.toml", "--run", "openmpi", cwd=deck.parent, timeout=300)
+    assert job.returncode == 0, job.stderr
+    same_to_rounding(alone, deck.parent / "openmpi")
 
 
 @pytest.mark.mpi
@@ -190,6 +198,13 @@ def test_a_gpu_for_each_rank_of_torchrun(monkeypatch):
 def test_one_rank_starts_no_process_group():
     with process_group(Ranks(), "cpu") as group:
         assert group is ALONE
+
+
+def test_idle_ranks_are_announced():
+    settings, ranks = TrainSettings(steps=4, batch=((0.0, 2), (0.5, 64))), TorchRanks(TORCHRUN)
+    assert _places(settings, ranks, "cpu") == " on 8 ranks, cpu; at batch 2 only 2 ranks have work"
+    assert "only" not in _places(settings.model_copy(update={"batch": 8}), ranks, "cpu")
+    assert _places(settings, Ranks(), "cpu") == ""
 
 
 def test_ranks_must_train_on_one_kind_of_device():
