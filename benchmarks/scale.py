@@ -18,15 +18,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from latticeflow.production.ranks import Ranks
 from latticeflow.production.worker import missing_blocks, share_out
 from latticeflow.random import Purpose, stream
 from latticeflow.samplers import FlowSamplerSpec, HMCSpec
 from latticeflow.store import Ensemble
 from latticeflow.store.block import block_path
-from latticeflow.store.chain import write_chain
+from latticeflow.store.chain import Piece, read_chain, write_chain
 
 from .common import Bars
 
@@ -105,9 +103,7 @@ def lay_out(ensemble: Ensemble, spec, draws: int, keys: list, bars: Bars) -> Non
     bars.at_least("exactly the lost blocks are drawn again", float(again == lost), 1)
 
 
-def pretended_weights(
-    keys: list, size: int, sigma: float
-) -> Iterator[tuple[np.ndarray, np.random.Generator, float]]:
+def pretended_weights(keys: list, size: int, sigma: float) -> Iterator[Piece]:
     for key in keys:
         log_w = sigma * stream(1, Purpose.DRAW, *key).standard_normal(size)
         yield log_w, stream(1, Purpose.METROPOLIS, *key), 0.0
@@ -119,7 +115,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         hmc = HMCSpec(streams=args.ranks, block=1024)
-        assign(ensemble_of(folder, hmc, hmc.chains), hmc, draws // 10, args.ranks, bars)
+        assign(ensemble_of(folder, hmc, hmc.chains), hmc, draws // 100, args.ranks, bars)
         flow = FlowSamplerSpec()
         ensemble = ensemble_of(folder, flow, 0)
         keys = assign(ensemble, flow, draws, args.ranks, bars)
@@ -135,7 +131,14 @@ def main() -> None:
             f"chain.h5 {size / 1e6:.0f} MB, {size / n:.2f} bytes a proposal"
         )
         bars.at_most("memory that the scan added [MiB]", peak() - before, 64)
-        print(f"ESS {math.exp(-(args.sigma**2)):.5f} expected")
+        chain = read_chain(ensemble.path, ensemble.identity, flow.block, [keys])
+        ess, expected = chain.weights.ess, math.exp(-(args.sigma**2))
+        print(f"ESS {chain.weights}, exp(-sigma^2) = {expected:.6f}; acceptance {chain.acceptance:.5f}")
+        bars.at_most("|ESS - exp(-sigma^2)| in errors", abs(ess - expected) / chain.weights.ess_error, 4)
+        begun = time.perf_counter()
+        entries = sum(len(part) for _, part in chain.walk())
+        print(f"walking the chain: {entries / (time.perf_counter() - begun) / 1e6:.0f} million entries/s")
+        bars.at_most("peak memory of everything [MiB]", peak(), 512)
     bars.end()
 
 
