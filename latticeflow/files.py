@@ -74,9 +74,9 @@ def write_text(path: Path, text: str) -> None:
 def make_folder(path: Path) -> None:
     """Make a folder and its parents, durably; one that is there stays. Raises `WriteFailed`."""
     path = Path(path)
-    if path.is_dir():
-        return
     with writing(path):
+        if path.is_dir():
+            return
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         for folder in missing:

@@ -5,6 +5,7 @@ found on reading. The attribute `digest`, SHA-256 of all arrays and attributes, 
 a tool that keeps the checksums right.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -21,6 +22,8 @@ from ..files import write_atomic
 
 REDRAW = "delete that file and run the same 'latticeflow sample' again: it is redrawn identically"
 _CHUNK = 1 << 20  # bytes
+# What the system says of a file that it does not let be read, whatever is in it.
+_UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOTCONN)
 
 
 @contextmanager
@@ -32,6 +35,12 @@ def open_h5(path: Path, remedy: str = REDRAW) -> Iterator[h5py.File]:
     except FileNotFoundError:
         raise StoreError(f"{path} is missing; {remedy}") from None
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        reason = getattr(error, "errno", None)
+        if reason in _UNREADABLE:
+            raise StoreError(
+                f"{path} cannot be read: {os.strerror(reason)}. It may well be whole: see to the disk or the "
+                "permission, then run this again"
+            ) from None
         raise StoreError(f"{path} is damaged or not a file of this package ({error}); {remedy}") from None
 
 
