@@ -23,7 +23,7 @@ class HybridSpec(HMCSpec):
     """
 
     needs_flow: ClassVar[bool] = True
-    trajectories: int = Field(5, ge=1)
+    trajectories: int = Field(10, ge=1)
 
     def build(self, target: Target, flow: Flow | None = None, device: str = "cpu") -> "Hybrid":
         """The sampler. Raises `InputError` without a flow, or for another shape or measure of the target."""
