@@ -114,7 +114,7 @@ def test_a_stopped_job_goes_on_bit_for_bit(together, mpirun):
     folder = together.parent
     job = mpirun.start(2, *TRAIN, "deck.toml", "--run", "stopped", cwd=folder)
     os.kill(rank_in_training(job, folder / "stopped"), signal.SIGUSR1)
-    _, err = job.communicate(timeout=30)
+    _, err = job.communicate(timeout=60)
     assert job.returncode == 75, err
     assert err.count("latticeflow train stopped --resume") == 1 and "SIGUSR1" in err
     assert ckpt.step_of(ckpt.latest(folder / "stopped/weights")) < STEPS
