@@ -4,12 +4,14 @@ import base64
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from known_samplers import DRAWS, M2, TARGET, draw
 
+from latticeflow import targets
 from latticeflow.analysis import measured as measured_module
 from latticeflow.analysis.compare import compare_run
 from latticeflow.analysis.estimates import estimate, estimates, gradient, profile
@@ -22,6 +24,7 @@ from latticeflow.errors import InputError, StoreError
 from latticeflow.run import Run
 from latticeflow.statistics import autocorrelation, bracket
 from latticeflow.statistics.jackknife import jackknife
+from latticeflow.store import provenance
 from latticeflow.store.block import block_path
 
 torch.set_num_threads(1)
@@ -214,17 +217,18 @@ def test_measurements_are_kept_and_reused(run, monkeypatch):
     np.testing.assert_array_equal(Series.open(run, "test_chain")["correlator"], first)
     assert {path: path.stat().st_mtime_ns for path in first_files(run)} == before
     with monkeypatch.context() as patch:
-        patch.setattr(measured_module, "version", lambda: "another")
+        patch.setattr(provenance, "observables_version", lambda: "another")
         with pytest.raises(AssertionError, match="measured twice"):
             Series.open(run, "test_chain")
 
 
 def test_a_changed_target_is_measured_again(run, monkeypatch, tmp_path):
     Series.open(run, "test_chain")
-    changed = shutil.copytree(measured_module._TARGETS, tmp_path / "targets")
+    folder = Path(targets.__file__).parent
+    changed = shutil.copytree(folder, tmp_path / "targets")
     with open(changed / "scalar.py", "a") as file:
         file.write("# another action\n")
-    monkeypatch.setattr(measured_module, "_TARGETS", changed)
+    monkeypatch.setattr(provenance.targets, "__file__", str(changed / "__init__.py"))
     before = first_files(run)[0].stat().st_mtime_ns
     Series.open(run, "test_chain")
     assert first_files(run)[0].stat().st_mtime_ns != before

@@ -11,20 +11,18 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from .. import targets
 from ..console import console
 from ..errors import StoreError, WriteFailed
-from ..files import make_folder, source_hash
-from ..observables import Primary, measure, observables, version
+from ..files import make_folder
+from ..observables import Primary, measure, observables
 from ..production.ranks import Ranks
 from ..store import Ensemble
-from ..store.block import block_path
+from ..store.block import Key, block_path
 from ..store.hdf5 import get, open_h5, write_h5
+from ..store.provenance import measured_by
 from ..targets import Target
 from ..threads import threads
 
-Key = tuple[int, int]  # (stream, block)
-_TARGETS = Path(targets.__file__).parent  # action and virial are the target's
 _REMEDY = "delete that file; it is measured again"
 
 
@@ -40,9 +38,9 @@ class Measured:
         self.names = [one.name for one in observables.of(target) if isinstance(one, Primary)]
         self.not_stored: dict[str, str] = {}
         self.remarks: list[str] = []
-        self.stamp = {"observables": version(), "targets": source_hash(_TARGETS)}
+        self.stamp = measured_by()
         self._unsaved: dict[Key, dict[str, np.ndarray]] = {}
-        self._inside = ensemble.settings.get("keep_fields", 1) != 1
+        self._inside = ensemble.keep_fields != 1
         if self._inside:
             self._look_inside()
         else:

@@ -15,8 +15,9 @@ from ..samplers import samplers
 from ..statistics.autocorrelation import unbiased
 from ..statistics.streams import Moments, Piece, autocovariance
 from ..store import Chain, Ensemble
+from ..store.block import Key
 from ..targets import Target
-from .measured import Key, Measured
+from .measured import Measured
 
 
 @dataclass(frozen=True)
