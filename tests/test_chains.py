@@ -11,6 +11,7 @@ from latticeflow.random import Purpose
 from latticeflow.samplers.base import Draws
 from latticeflow.statistics import summarise_weights
 from latticeflow.store import Ensemble
+from latticeflow.store import block as block_files
 from latticeflow.store.block import block_path
 
 
@@ -124,7 +125,9 @@ def test_check_of_a_chain_over_other_blocks(flow):
     flow.check_chain()
     flow.build_chain()
     block_path(flow.path, 2, 0).unlink()
-    with pytest.raises(StoreError, match=r"s000002_b000000\.h5 is missing: the chain in chain\.h5 is over it"):
+    with pytest.raises(
+        StoreError, match=r"s000002_b000000\.h5 is missing: the chain in chain\.h5 is over it"
+    ):
         flow.check_chain()
 
 
@@ -150,7 +153,8 @@ def test_chain_that_cannot_be_written(flow, monkeypatch):
 
 def test_seconds_of_a_large_ensemble_open_one_file(flow, monkeypatch):
     flow.build_chain()
-    monkeypatch.setattr(Ensemble, "attributes", lambda *_: pytest.fail("a block was opened"))
+    for name in ("open_block", "read_weights", "read_attributes"):
+        monkeypatch.setattr(block_files, name, lambda *_: pytest.fail("a block was opened"))
     assert flow.seconds == 1.5 and flow.start_seconds == 0 and flow.summary().weights.n == 3 * BLOCK
 
 

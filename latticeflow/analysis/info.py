@@ -13,7 +13,7 @@ from ..store import Ensemble
 from ..training import log
 from ..training.checkpoint import checkpoints
 
-_LOOKED_AT = 1000  # blocks, each of which costs about a millisecond
+_LOOKED_AT = 300  # blocks, each of which costs some milliseconds
 _COUNTED = (
     "host",
     "device",

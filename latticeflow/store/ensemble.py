@@ -251,7 +251,11 @@ class Ensemble:
         files.write_block(self.path, stream, block, draws, self.kept_rows, state, measured or {}, attributes)
 
     def _total(self, name: str, keys: list[Key]) -> float:
-        return sum(self.attributes(*key).get(name, 0.0) for key in keys)
+        total = 0.0
+        for key in keys:
+            with files.open_block(self.path, *key, self.identity) as file:
+                total += float(file.attrs.get(name, 0.0))
+        return total
 
     @property
     def seconds(self) -> float:
