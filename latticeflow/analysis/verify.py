@@ -21,7 +21,7 @@ from ..observables import measure
 from ..production.device import bind_device
 from ..production.ranks import Ranks
 from ..run import Run
-from ..samplers import Sampler, samplers
+from ..samplers import Sampler
 from ..samplers.density import log_w_error, tolerance
 from ..spec import differences
 from ..store import Ensemble
@@ -184,7 +184,7 @@ def _choose(ensemble: Ensemble, sample: float) -> set[Key]:
 
 def _sampler(run: Run, ensemble: Ensemble, device: str) -> Sampler:
     """The ensemble's sampler with the weights that drew it. Raises `StoreError` where they are not there."""
-    spec = samplers.find(ensemble.sampler)(**ensemble.settings)
+    spec = ensemble.spec
     if not spec.needs_flow:
         return spec.build(run.deck.target, device=device)
     flow = build_flow(run.deck)

@@ -11,7 +11,7 @@ from .base import DTYPES, Draws, Sampler
 # Largest |log w - log w recomputed| of trained flows (split, affine, tutorial; 6 to 1024 sites), found: 8 to 24
 # eps sqrt(V) in float32, 15 to 64 in float64. An edited field, or a flow that amplifies rounding, is far beyond this.
 ROUNDING = 1000.0
-CHECKED = 256  # draws of a rank's first block that are recomputed before it is stored
+CHECKED = 128  # draws of a rank's first block that are recomputed before it is stored
 
 
 def tolerance(precision: str, size: int) -> float:

@@ -128,11 +128,16 @@ def write_h5(path: Path, arrays: dict[str, np.ndarray], attributes: dict) -> Non
     def check(temporary: Path) -> None:
         with open_h5(temporary, "the disk did not keep what was written") as file:
             for name, array in arrays.items():
-                back = get(file, name)
-                if back.dtype != array.dtype or back.tobytes() != array.tobytes():
+                if not _same_bytes(get(file, name), array):
                     raise StoreError(f"{path}: '{name}' reads back different from what was written")
 
     write_atomic(path, write, check)
+
+
+def _same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal bit for bit, also NaN and the sign of 0."""
+    bytes_a, bytes_b = (np.ascontiguousarray(one).reshape(-1).view(np.uint8) for one in (a, b))
+    return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(bytes_a, bytes_b)
 
 
 def put(file: h5py.File, name: str, array: np.ndarray) -> None:
