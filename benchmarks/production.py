@@ -25,7 +25,12 @@ DRAWS = {"flow": 40 * 2048, "hmc": 60 * 1024}
 
 
 def make_run(
-    folder: Path, block: int = 2048, shape: Sequence[int] = (8, 8), steps: int = 150, **sampler
+    folder: Path,
+    block: int = 2048,
+    shape: Sequence[int] = (8, 8),
+    steps: int = 150,
+    lr: float = 5e-3,
+    **sampler,
 ) -> Path:
     """A run whose flow has been trained for some seconds, enough for a chain that moves.
 
@@ -35,7 +40,7 @@ def make_run(
     table["target"]["shape"] = list(shape)
     table["sampler"]["flow"] = {"block": block, **sampler}
     run = Run.create(Deck.parse(table), folder)
-    settings = TrainSettings(steps=steps, lr=5e-3, warmup=10, evaluate_draws=1024)
+    settings = TrainSettings(steps=steps, lr=lr, warmup=10, evaluate_draws=1024)
     flow = run.deck.flow.build(run.deck.target.lattice, run.deck.seed)
     train(flow, run.deck.target, settings, seed=run.deck.seed, weights=run.weights)
     return run.path

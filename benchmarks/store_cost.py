@@ -29,7 +29,7 @@ def main() -> None:
     one_thread()
     costs = []
     with tempfile.TemporaryDirectory() as folder:
-        run = make_run(Path(folder) / "run", block=8192, shape=[16, 16], steps=40)
+        run = make_run(Path(folder) / "run", block=8192, shape=[16, 16], steps=40, lr=1e-3)
         for repeat in range(args.repeats):
             copy = fresh(run, f"copy{repeat}")
             begun = time.perf_counter()
