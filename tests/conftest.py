@@ -4,7 +4,7 @@ import os
 
 import pytest
 from fake_ensembles import flow, hmc  # noqa: F401 (fixtures)
-from jobs import Launcher, launchers
+from jobs import Launcher, kill_9, launchers
 
 
 def _launcher(name: str) -> Launcher:
@@ -33,3 +33,13 @@ def openmpi() -> Launcher:
 def any_mpirun(request) -> Launcher:
     """The same test under MPICH and under Open MPI."""
     return _launcher(request.param)
+
+
+@pytest.fixture(autouse=True)
+def no_job_survives():
+    """A job that a failed test has left would take the others' cores."""
+    yield
+    for job in Launcher.started:
+        if job.poll() is None:
+            kill_9(job)
+    Launcher.started.clear()

@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import h5py
 
@@ -42,19 +44,24 @@ def kill_9(job: subprocess.Popen) -> None:
 class Launcher:
     """`start(n, *arguments)` runs `mpirun -n N python *arguments`; calling it waits for the end."""
 
+    started: ClassVar[list[subprocess.Popen]] = []  # by any; what a test leaves running ends with it
+
     def __init__(self, program: str, environment: dict[str, str] | None = None):
         self.program, self.environment = program, environment or {}
 
     def start(
-        self, n: int, *arguments: str, cwd: Path, env: dict[str, str] | None = None
+        self, n: int, *arguments: str, cwd: Path, env: dict[str, str] | None = None, under: Sequence[str] = ()
     ) -> subprocess.Popen:
-        command = [self.program, "-n", str(n), sys.executable, *map(str, arguments)]
+        """`under`: a command that the launcher itself is started with."""
+        command = [*under, self.program, "-n", str(n), sys.executable, *map(str, arguments)]
         whole = {**os.environ, **_LENIENT, **self.environment, **(env or {})}
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=cwd, env=whole, stdout=pipe, stderr=pipe, text=True)
+        job = subprocess.Popen(command, cwd=cwd, env=whole, stdout=pipe, stderr=pipe, text=True)
+        self.started.append(job)
+        return job
 
-    def __call__(self, n: int, *arguments: str, cwd: Path, timeout: float = 120, env=None):
-        job = self.start(n, *arguments, cwd=cwd, env=env)
+    def __call__(self, n: int, *arguments: str, cwd: Path, timeout: float = 120, env=None, under=()):
+        job = self.start(n, *arguments, cwd=cwd, env=env, under=under)
         try:
             out, err = job.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:

@@ -29,6 +29,11 @@ DECK = {
 }
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(lock_module, "PATIENCE", 0.2)
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """An owner that beats ten times in the time after which it is gone."""
@@ -88,6 +93,16 @@ def test_a_second_job_is_refused(tmp_path):
             assert part in str(refused.value)
         assert (tmp_path / ".lock").read_bytes() == before
     assert not list(tmp_path.iterdir())
+
+
+def test_an_owner_that_is_dying_is_waited_for(tmp_path, monkeypatch):
+    """mpirun may be back before the last rank of an aborted job is gone."""
+    monkeypatch.setattr(lock_module, "PATIENCE", 10)
+    first = Lock(tmp_path)
+    first.acquire()
+    threading.Timer(0.3, first.release).start()
+    with run_lock(tmp_path, Ranks()):
+        pass
 
 
 def test_released_after_an_error(tmp_path):

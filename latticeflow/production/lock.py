@@ -32,6 +32,9 @@ from ..files import writing
 from .stop import Job
 
 BEAT = 10.0  # seconds between two touches of the owner
+PATIENCE = (
+    3.0  # seconds that a living owner is given: an aborted job's ranks may outlive its launcher by a moment
+)
 WAIT = 60.0  # seconds without a touch after which an owner that cannot be asked is gone
 
 Mark = tuple[int, int, bytes]  # inode, time of change, content: what a touch or another owner alters
@@ -137,6 +140,7 @@ class Lock:
     def acquire(self) -> None:
         """Take the lock. Raises `InputError` where another job has it, `WriteFailed` where the folder cannot be written."""
         watch = _Watch()
+        begun = time.monotonic()
         while not self._create():
             mark = self._look(self.path)
             if mark is None:  # released just now
@@ -149,7 +153,7 @@ class Lock:
                 self._say(
                     f"was left by {owner or 'an unknown job'}; watching for a sign of life, {WAIT:.0f} s at most"
                 )
-            if gone is False:
+            if gone is False and time.monotonic() - begun > PATIENCE:
                 raise InputError(
                     f"{self.path.parent} is in use by another job: {owner or 'unknown'}. Wait for its end, or stop it. "
                     f"If you are sure that it is gone: rm {self.path}"
