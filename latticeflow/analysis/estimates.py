@@ -156,7 +156,8 @@ def _means(series: Series, rows: dict[str, Row]) -> None:
             yield Piece(stretch.chain, stretch.step, np.array(columns))
 
     shape = series.moments.all
-    most = max(LAGS, _CELLS // (1 if series.independent else series.ensemble.chains))
+    single = series.independent or series.ensemble.interacting
+    most = max(LAGS, _CELLS // (1 if single else series.ensemble.chains))
     found = means(walk, np.zeros(len(directions)), shape, most)
     for name, one in zip(directions, found):
         if isinstance(one, StatisticsError):
