@@ -85,6 +85,12 @@ def sample(
     device: Device = "auto",
     share_gpus: Annotated[bool, typer.Option(help="Allow more ranks than GPUs on a node.")] = False,
     time_limit: TimeLimit = None,
+    chain: Annotated[
+        bool,
+        typer.Option(
+            help="End with the serial scan into the Metropolis chain, or leave it to the first reader."
+        ),
+    ] = True,
 ) -> None:
     """Draw configurations; the same command with or without mpirun, and to resume or to extend.
 
@@ -104,6 +110,7 @@ def sample(
         share_gpus=share_gpus,
         time_limit=time_limit,
         since=process_began(),
+        chain=chain,
     )
 
 

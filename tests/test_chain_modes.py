@@ -157,3 +157,13 @@ def test_the_deck_takes_streams():
     assert FlowSamplerSpec().streams == 0
     deck = Deck.parse({**DECK, "sampler": {"flow": {"streams": 3}}})
     assert deck.sampler_spec("flow").streams == 3
+
+
+def test_a_job_may_leave_the_scan_to_the_first_reader(run):
+    ensemble = sample_run(run, sampler="heavier", draws=3 * BLOCK, chain=False)
+    chain = ensemble.path / "chain.h5"
+    assert not chain.exists()
+    left = ensemble.chain().index()
+    chain.unlink()
+    assert np.array_equal(left, sample_run(run, sampler="heavier", draws=3 * BLOCK).chain().index())
+    assert chain.exists()

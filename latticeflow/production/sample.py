@@ -42,12 +42,14 @@ def sample_run(
     share_gpus: bool = False,
     time_limit: str | float | None = None,
     since: float | None = None,
+    chain: bool = True,
 ) -> Ensemble:
     """Draw until the ensemble holds at least `draws` configurations of `sampler`; whole blocks.
 
     `run`: a run, its folder, or a deck (.toml) whose run folder `runs/NAME` is made if need be. `overrides`:
     `sampler.KIND.key=value`, recorded with the ensemble. `time_limit`: seconds, or text as of `duration`, counted from
-    `since` on the clock of `time.monotonic`; default: from this call. Blocks that are there already stay, so the same
+    `since` on the clock of `time.monotonic`; default: from this call. `chain`: end with the serial scan into the
+    Metropolis chain; without it the first reader scans, and a large job need not hold its ranks meanwhile. Blocks that are there already stay, so the same
     call resumes and extends. Under mpirun every rank calls this, started by `python -m latticeflow` or
     `python -m mpi4py`, which end the whole job when one rank fails.
 
@@ -69,10 +71,10 @@ def sample_run(
             opened = _open(run)
             job = opened, _settings(opened.deck, sampler, overrides)
     opened, spec = ranks.broadcast(job)
-    again = _command(opened.path, sampler, draws, overrides, device, share_gpus, time_limit)
+    again = _command(opened.path, sampler, draws, overrides, device, share_gpus, time_limit, chain)
     with threads(spec.threads), stop_requests(opened.path, limit, ranks, since) as stop:
         try:
-            return _sample(opened, spec, draws, device, share_gpus, ranks, stop, again)
+            return _sample(opened, spec, draws, device, share_gpus, ranks, stop, again, chain)
         except KeyboardInterrupt:
             raise Stopped(
                 f"at once, by a second signal or {GRACE} s after SIGTERM, without the blocks in flight. Whole blocks are "
@@ -80,13 +82,16 @@ def sample_run(
             ) from None
 
 
-def _command(path: Path, sampler: str, draws: int, overrides, device: str, share_gpus: bool, limit) -> str:
+def _command(
+    path: Path, sampler: str, draws: int, overrides, device: str, share_gpus: bool, limit, chain: bool
+) -> str:
     """The line that goes on, under any launcher."""
     words = ["latticeflow", "sample", path, "--sampler", sampler, "--draws", draws]
     words += [word for item in overrides for word in ("--set", item)]
     words += ["--device", device] if device != "auto" else []
     words += ["--share-gpus"] if share_gpus else []
     words += ["--time-limit", limit] if limit is not None else []
+    words += ["--no-chain"] if not chain else []
     return shlex.join(map(str, words))
 
 
@@ -99,6 +104,7 @@ def _sample(
     ranks: Ranks,
     stop: StopRequests,
     again: str,
+    chain: bool,
 ) -> Ensemble:
     begun = time.perf_counter()
     where = bind_device(device, ranks, share_gpus)
@@ -129,14 +135,19 @@ def _sample(
                 f"{stop.reason(look=True)}. {len(missing) - left} blocks drawn, {left} missing; go on with\n{again}",
             )
         if ranks.root:
-            if ensemble.weighted:
-                ensemble.build_chain()
-            for line in summary_lines(ensemble):
-                out.print(line)
+            if chain or not ensemble.weighted:
+                _sum_up(ensemble, out)
             seconds = time.perf_counter() - begun
             out.print(f"{len(missing)} blocks drawn in {seconds:.1f} s on {ranks.size} rank(s)")
         ranks.barrier()
         return ensemble
+
+
+def _sum_up(ensemble: Ensemble, out: Console) -> None:
+    if ensemble.weighted:
+        ensemble.build_chain()
+    for line in summary_lines(ensemble):
+        out.print(line)
 
 
 def _draw(worker: Worker, work: list[Key], stop: StopRequests, console: Console, every: float = 60.0) -> int:
