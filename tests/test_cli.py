@@ -123,7 +123,7 @@ def test_reversibility_on_request_changes_no_stored_draw(call, run, folder):
     on = ("--set", "sampler.hmc.check_reversibility=true")
     assert "|x - x_back|" in ok(call("sample", "checked", "--sampler", "hmc", "--draws", "16000", *on))
     plain, checked = (
-        {n: f for n, f in contents(r).items() if "/hmc/s0" in n} for r in (run, folder / "checked")
+        {n: f for n, f in contents(r).items() if "/hmc/blocks/" in n} for r in (run, folder / "checked")
     )
     assert plain.keys() == checked.keys() and len(plain) == 8
     for name, arrays in plain.items():
