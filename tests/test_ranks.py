@@ -1,17 +1,14 @@
-"""Ranks, launchers and devices: one failing rank ends the job, another MPI is found out, GPUs are shared out."""
+"""Ranks and launchers: one failing rank ends the job, another MPI is found out."""
 
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from latticeflow.errors import InputError
 from latticeflow.production import ranks as ranks_module
-from latticeflow.production.device import bind_device, pick_device
-from latticeflow.production.ranks import Ranks, check_launcher
+from latticeflow.production.ranks import Ranks, check_launcher, refuse_torchrun
 
 FAIL = """
 import os, sys, threading
@@ -122,38 +119,15 @@ def test_launcher_without_an_mpi_library(monkeypatch):
     assert Ranks.world().size == 1
 
 
-def test_pick_device():
-    assert pick_device("cpu", 3, 0, 4) == "cpu"
-    assert pick_device("auto", 0, 0, 4) == "cpu"
-    assert pick_device("auto", 2, 4, 4) == "cuda:2"
-    assert pick_device("cuda", 3, 2, 4, share=True) == "cuda:1"
-    assert pick_device("auto", 0, 2, 4) == "cpu"
-    with pytest.raises(InputError, match="4 ranks on this node and 2 GPUs"):
-        pick_device("cuda", 0, 2, 4)
-    with pytest.raises(InputError, match="sees no GPU"):
-        pick_device("cuda", 0, 0, 1)
-    with pytest.raises(InputError, match="'tpu'; expected"):
-        pick_device("tpu")
-
-
-class FourRanks(Ranks):
-    """Rank `rank` of four on one node that all see the same GPUs."""
-
-    def __init__(self, rank):
-        super().__init__()
-        self.rank = self.local_rank = rank
-        self.size = self.local_size = 4
-
-    def gather_local(self, value):
-        return [value] * 4
-
-
-@pytest.mark.parametrize("rank", [0, 3])
-def test_too_few_gpus_for_auto_is_said_once(monkeypatch, capsys, rank):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=i))
-    assert bind_device("auto", FourRanks(rank)) == "cpu"
-    said = "4 ranks on this node and 2 GPUs: computing on cpu"
-    assert (said in capsys.readouterr().out) == (rank == 0)
-    with pytest.raises(InputError, match="--share-gpus"):
-        bind_device("cuda", FourRanks(rank))
+def test_torchrun_is_for_training(tmp_path):
+    command = [sys.executable, "-m", "latticeflow", "sample", str(tmp_path), "--draws", "10"]
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "0"}
+    job = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert job.returncode == 2
+    assert "torchrun started 2 processes" in job.stderr and "mpirun -n 2" in job.stderr
+    for world, fine in [
+        (1, {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1"}),
+        (1, {"WORLD_SIZE": "2"}),  # set by hand, or by a batch system
+        (2, {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}),  # MPI knows of the ranks
+    ]:
+        refuse_torchrun(world, fine)
