@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 RANKS  ?= 2
+DEVICE ?= cpu
 RUN    := runs/phi4_8x8_demo
 STAMP  := $(VENV)/.installed
 
@@ -21,8 +22,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/latticeflow train configs/phi4_8x8_demo.toml --resume
-	$(BIN)/mpirun -n $(RANKS) $(BIN)/latticeflow sample $(RUN) --sampler flow --draws 200000
-	$(BIN)/mpirun -n $(RANKS) $(BIN)/latticeflow sample $(RUN) --sampler hmc --draws 1000000
+	$(BIN)/mpirun -n $(RANKS) $(BIN)/latticeflow sample $(RUN) --sampler flow --draws 200000 --device $(DEVICE)
+	$(BIN)/mpirun -n $(RANKS) $(BIN)/latticeflow sample $(RUN) --sampler hmc --draws 1000000 --device $(DEVICE)
 	$(BIN)/latticeflow compare $(RUN)
 	@echo "plots and page: $(RUN)/compare/compare.html"
 
