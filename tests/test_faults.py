@@ -83,7 +83,7 @@ def blocks(run: Path) -> list[Path]:
     ("how", "where", "status", "said"),
     [
         ("raise", "block", {1}, "RuntimeError: boom"),
-        ("exit", "barrier", {3}, ""),
+        pytest.param("exit", "barrier", {3}, "", marks=pytest.mark.long),
         ("killed", "reading", {9, 137}, ""),
         ("memory", "block", {1}, "MemoryError"),
         pytest.param("killed", "block", {9, 137}, "", marks=pytest.mark.long),
@@ -109,8 +109,8 @@ def test_a_rank_that_fails_ends_the_job(any_mpirun, run, how, where, status, sai
 
 
 @pytest.mark.mpi
-def test_same_bytes_under_any_mpi(any_mpirun, run):
-    job = any_mpirun(2, *SAMPLE, "5000", cwd=run.parent)
+def test_same_bytes_under_open_mpi(openmpi, run):
+    job = openmpi(2, *SAMPLE, "5000", cwd=run.parent)
     assert job.returncode == 0, job.stderr
     whole = make(run.parent / "whole")
     sample_run(whole, sampler="exact", draws=5000)
@@ -139,6 +139,9 @@ def fails(job: subprocess.CompletedProcess, *parts: str) -> None:
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize(
+    "any_mpirun", ["mpich", pytest.param("openmpi", marks=pytest.mark.long)], indirect=True
+)
 def test_permission_lost(any_mpirun, run):
     """In the middle of a job; and from the start."""
     under = unprivileged()
@@ -190,6 +193,9 @@ cli.main()
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize(
+    "any_mpirun", ["mpich", pytest.param("openmpi", marks=pytest.mark.long)], indirect=True
+)
 def test_limit_on_the_size_of_a_file(any_mpirun, run):
     """As a full disk, for whoever may not mount: every block is too large."""
     fails(

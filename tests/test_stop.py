@@ -300,7 +300,7 @@ def check_stopped(job: subprocess.Popen, run: Path, reason: str) -> None:
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGUSR1", pytest.param("SIGTERM", marks=pytest.mark.long)])
 def test_signal_to_the_launcher(mpirun, run, name):
     """MPICH forwards all three. Open MPI forwards SIGUSR1 only, see docs/slurm.md."""
     job = start(mpirun, run)
@@ -323,6 +323,7 @@ def test_signal_to_one_rank_stops_all(any_mpirun, run):
 
 
 @pytest.mark.mpi
+@pytest.mark.long
 def test_stop_file_stops_all(openmpi, run):
     job = start(openmpi, run)
     (run / "STOP").touch()
@@ -330,6 +331,7 @@ def test_stop_file_stops_all(openmpi, run):
 
 
 @pytest.mark.mpi
+@pytest.mark.long
 def test_time_limit_counts_from_the_start_of_the_process(mpirun, run):
     begun = time.monotonic()
     job = mpirun(2, *LONG, "--time-limit", "5", cwd=run.parent)
@@ -340,6 +342,9 @@ def test_time_limit_counts_from_the_start_of_the_process(mpirun, run):
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize(
+    "any_mpirun", [pytest.param("mpich", marks=pytest.mark.long), "openmpi"], indirect=True
+)
 def test_ranks_end_when_their_launcher_is_killed(any_mpirun, run):
     """And the run is free again."""
     job = start(any_mpirun, run)
