@@ -50,8 +50,8 @@ def sample_run(
     `sampler.KIND.key=value`, recorded with the ensemble. `time_limit`: seconds, or text as of `duration`, counted from
     `since` on the clock of `time.monotonic`; default: from this call. `chain`: end with the serial scan into the
     Metropolis chain; without it the first reader scans, and a large job need not hold its ranks meanwhile.
-    Blocks that are there already stay, so the same call resumes and extends. Under mpirun every rank calls this, started by `python -m latticeflow` or
-    `python -m mpi4py`, which end the whole job when one rank fails.
+    Blocks that are there already stay, so the same call resumes and extends. Under mpirun every rank calls this,
+    started by `python -m latticeflow` or `python -m mpi4py`, which end the whole job when one rank fails.
 
     Raises `InputError` for draws < 1, settings other than those that the ensemble was begun with, missing weights or
     GPUs, and a run that another job writes to; `StoreError` for damaged files and where the system refuses to write;
