@@ -142,3 +142,25 @@ def test_jackknife_bins_are_sums_over_slices(chains, steps):
         f({"x": (w * x).sum() / w.sum(), "y": (w[..., None] * y).sum((0, 1)) / w.sum()})
     )
     assert error == pytest.approx(np.sqrt((len(left) - 1) * np.var(left)), rel=1e-9)
+
+
+def test_bins_are_never_empty_slices():
+    """An alternating series has tau_int = 0.03: bins of 10 of that would be more than there are steps."""
+    bins = Bins(1, 100, tau=0.03)
+    bins.feed(0, 0, {"x": np.ones((1, 100))})
+    assert bins.weight.sum() == bins.sums["x"].sum() == 100 and bins.weight.min() == 5
+
+
+def test_jackknife_of_chains_of_unequal_length():
+    """Bins as long in a long chain as in a short one: four chains, one ten times as long, white noise."""
+    errors = []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        chains = [rng.normal(size=(1, n)) for n in (8000, 800, 800, 800)]
+        m = moments(cut([x[None] for x in chains]))
+        assert (m.longest, m.steps) == (8000, 800)
+        bins = Bins(m.chains, m.longest, tau=0.5)
+        for number, x in enumerate(chains):
+            bins.feed(number, 0, {"x": x})
+        errors.append(bins.jackknife(lambda means: means["x"])[1])
+    assert np.mean(errors) == pytest.approx(m.n**-0.5, rel=0.05) and np.std(errors) < 0.2 * np.mean(errors)

@@ -175,7 +175,7 @@ def _derived(series: Series, rows: dict[str, Row]) -> None:
         if row.tau and isinstance(row.observable, Derived):
             shape = series.moments.all
             try:
-                bins[name] = Bins(shape.chains, shape.steps, tau=row.tau.value)
+                bins[name] = Bins(shape.chains, shape.longest, tau=row.tau.value)
             except StatisticsError as error:
                 rows[name] = _failed(row, error)
     if not bins:
@@ -203,7 +203,7 @@ def _reweighted(series: Series, rows: dict[str, Row]) -> None:
         return
     try:
         log_z = series.summary.weights.log_z  # type: ignore[union-attr]
-        bins = Bins(1, series.ensemble.draws, tau=0.5)
+        bins = Bins(1, len(series.blocks) * series.ensemble.settings["block"], tau=0.5)
         for stretch in series.proposals(*dict.fromkeys(n for row in wanted for n in _needs(row.observable))):
             w = np.exp(stretch.values.pop("log_w") - log_z)
             bins.feed(stretch.chain, stretch.step, stretch.values, w)
@@ -224,7 +224,8 @@ def profile(series: Series, name: str, rows: dict[str, Row]) -> tuple[np.ndarray
     size = len(series.moments.mean[name]) // 2 + 1
     if taus:
         try:
-            bins = Bins(series.moments.all.chains, series.moments.all.steps, tau=max(taus))
+            shape = series.moments.all
+            bins = Bins(shape.chains, shape.longest, tau=max(taus))
             for stretch in series.walk(name):
                 bins.feed(stretch.chain, stretch.step, {name: stretch.values[name][..., :size]})
             return bins.jackknife(lambda means: means[name])

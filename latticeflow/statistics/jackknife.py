@@ -19,7 +19,9 @@ class Bins:
 
     For `chains` chains of `steps` steps. With at least `bins` chains a bin is a group of whole chains, right for any
     autocorrelation. With fewer, every chain is cut into segments of at least 10 `tau`, so that there may be fewer bins
-    than asked for. `tau`: the largest tau_int of the series, in steps; not needed with that many chains.
+    than asked for. `tau`: the largest tau_int of the series, in steps, taken as 1/2 where it is less: an alternating series
+    has correlations longer than its tau_int. Not needed with that many chains. Chains may be of unequal length: `steps`
+    is that of the longest, so that no bin is longer than others.
 
     Raises `InputError` for fewer than 16 bins asked for, `TooFewSamples` where there would be fewer.
     """
@@ -31,6 +33,7 @@ class Bins:
         if chains < bins:
             if tau is None:
                 raise InputError(f"jackknife of {chains} chains; bins of {bins} need their tau_int")
+            tau = max(tau, 0.5)
             segments = max(1, min(-(-bins // chains), int(steps / (BIN_IN_TAU * tau))))
         self.count = groups * segments
         if self.count < FEWEST:

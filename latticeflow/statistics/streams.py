@@ -64,6 +64,11 @@ class Moments:
         return min(self._lengths.values())
 
     @property
+    def longest(self) -> int:
+        """Steps of the longest chain."""
+        return max(self._lengths.values())
+
+    @property
     def variance(self) -> np.ndarray:
         """`sum (x - mean)^2 / n`, `[K]`."""
         return self._squares / self.n
