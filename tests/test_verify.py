@@ -32,11 +32,18 @@ DECK = {
 }
 
 
-def make(folder: Path, seed: int) -> Path:
+def trained(folder: Path, seed: int, precision: str = "float32") -> Run:
     run = Run.create(Deck.parse({**DECK, "seed": seed}), folder)
     target = run.deck.target
-    settings = TrainSettings(steps=4, lr=0.02, warmup=0, evaluate_draws=1024, checkpoint_every=2)
+    settings = TrainSettings(
+        steps=4, lr=0.02, warmup=0, evaluate_draws=1024, checkpoint_every=2, precision=precision
+    )
     train(run.deck.flow.build(target.lattice, seed), target, settings, seed=seed, weights=run.weights)
+    return run
+
+
+def make(folder: Path, seed: int) -> Path:
+    run = trained(folder, seed)
     sample_run(run, sampler="flow", draws=400)
     sample_run(run, sampler="hmc", draws=160)
     return run.path
@@ -261,6 +268,13 @@ def test_a_sound_run_passes(sound, capsys):
     assert (found["hmc"].blocks, found["hmc"].recomputed) == (4, 4)
     assert 0 < found["flow"].log_w_error < 5e-4  # float32 rounding is seen, so something was compared
     assert "is verified" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_weights_in_float64_are_used_as_such(tmp_path, precision):
+    run = trained(tmp_path / "run", 13, "float64")
+    sample_run(run, sampler="flow", draws=96, overrides=[f"sampler.flow.precision={precision}"])
+    assert not verify_run(run)["flow"].problems
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -29,7 +29,7 @@ from ..store.block import Key, block_path, strangers
 from ..store.hdf5 import REDRAW
 from ..targets import targets
 from ..threads import threads
-from ..training.checkpoint import build_flow, check_checkpoint, checkpoints, load_weights
+from ..training.checkpoint import build_flow, check_checkpoint, checkpoints, load_trained
 
 # S and observables are recomputed in float64 from the same stored numbers: only the order of summation may differ.
 ROUNDING = 1e-9
@@ -190,7 +190,7 @@ def _sampler(run: Run, ensemble: Ensemble, device: str) -> Sampler:
     flow = build_flow(run.deck)
     for path in reversed(checkpoints(run.weights)):
         try:
-            same = load_weights(flow, path) == ensemble.weights
+            same = load_trained(flow, path) == ensemble.weights
         except LatticeflowError:  # reported with the checkpoints
             continue
         if same:

@@ -210,8 +210,13 @@ def build_flow(deck) -> Flow:
 def load_flow(weights: Path, deck) -> tuple[Flow, str]:
     """The deck's flow with the newest weights, float32 or float64 as trained, and the weights' SHA-256."""
     flow, checkpoint = build_flow(deck), latest(weights)
+    return flow, load_trained(flow, checkpoint)
+
+
+def load_trained(flow: Flow, checkpoint: Path) -> str:
+    """`load_weights` into `flow`, which is given the precision of the training first: float32 would cut float64 weights."""
     flow.to(DTYPES[_state(checkpoint)["settings"]["precision"]])
-    return flow, load_weights(flow, checkpoint)
+    return load_weights(flow, checkpoint)
 
 
 def check_checkpoint(checkpoint: Path) -> None:
