@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from latticeflow.analysis.measure import measure_run
 from latticeflow.analysis.verify import verify_run
 from latticeflow.config import Deck
 from latticeflow.errors import InputError, LatticeflowError, StoreError
@@ -160,6 +161,12 @@ def newer(path: Path) -> None:
         file.attrs["format"] = 99
 
 
+def measured(run: Path, stream: int = 2) -> Path:
+    """What was measured of a block, made if need be."""
+    measure_run(run)
+    return block_path(run / "ensembles/flow", stream, 0, part="measured")
+
+
 FOREIGN = "other"  # takes the other run as well
 
 # name of the case, what is done, what the message must name
@@ -209,6 +216,15 @@ CASES = {
         "was edited",
     ),
     "attribute edited": (lambda run: h5py.File(block(run), "r+").attrs.update(seconds=0.001), "was edited"),
+    "bit flipped in what was measured": (
+        lambda run: flip_in(measured(run), "chi2"),
+        "measured/s000000_b000000/s000002_b000000.h5 is damaged",
+    ),
+    "measurements swapped": (
+        lambda run: swap(measured(run), measured(run, 3)),
+        "measured/s000000_b000000/s000002_b000000.h5 holds what was measured of another block",
+    ),
+    "measurements edited": (lambda run: edit(measured(run), scale("chi2", 1.001)), "observable 'chi2'"),
     "weights edited": (edit_weights, "flow.safetensors is damaged or was edited"),
     "weights edited with their hash": (edit_weights_and_hash, "no sound checkpoint"),
     "weights removed": (lambda run: shutil.rmtree(run / "weights"), "no sound checkpoint"),
@@ -264,8 +280,8 @@ CASES = {
 def test_a_sound_run_passes(sound, capsys):
     found = verify_run(sound)
     assert not any(one.problems for one in found.values())
-    assert (found["flow"].blocks, found["flow"].recomputed) == (5, 5)
-    assert (found["hmc"].blocks, found["hmc"].recomputed) == (4, 4)
+    assert (found["flow"].blocks, found["flow"].whole) == (5, 5)
+    assert (found["hmc"].blocks, found["hmc"].whole) == (4, 4)
     assert 0 < found["flow"].log_w_error < 5e-4  # float32 rounding is seen, so something was compared
     assert "is verified" in capsys.readouterr().out
 
@@ -275,6 +291,17 @@ def test_weights_in_float64_are_used_as_such(tmp_path, precision):
     run = trained(tmp_path / "run", 13, "float64")
     sample_run(run, sampler="flow", draws=96, overrides=[f"sampler.flow.precision={precision}"])
     assert not verify_run(run)["flow"].problems
+
+
+def test_observables_only(tmp_path, capsys):
+    """Without fields S is compared with the action that was measured, and nothing is said to be recomputed."""
+    run = Run.create(Deck.parse(DECK), tmp_path / "run")
+    sample_run(run, sampler="hmc", draws=160, overrides=["sampler.hmc.keep_fields=0"])
+    found = verify_run(run)["hmc"]
+    assert (found.whole, found.s_error, found.problems) == (4, None, [])
+    assert "no fields to recompute from" in capsys.readouterr().out
+    edit(block(run.path, "hmc", 1, 0), scale("log_prob", 1.0001))
+    assert "S of 1 of 40 draws is not the measured action" in problems(run.path, capsys)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -314,8 +341,8 @@ def test_any_flipped_bit_is_found_or_harmless(run, capsys):
 
 def test_a_share_of_the_blocks(run, capsys):
     found = verify_run(run, sample=0.3)
-    assert (found["flow"].blocks, found["flow"].recomputed) == (5, 2)
-    assert verify_run(run, sample=1e-6)["flow"].recomputed == 1
+    assert (found["flow"].blocks, found["flow"].whole) == (5, 2)
+    assert verify_run(run, sample=1e-6)["flow"].whole == 1
     for key in list_blocks(run / "ensembles" / "flow"):  # scalars of every block are read whatever the share
         flip_in(block_path(run / "ensembles" / "flow", *key), "log_prob")
     assert "s000004_b000000.h5 is damaged" in problems(run, capsys, sample=0.01)
@@ -349,7 +376,7 @@ def test_verify_changes_nothing(run):
 def test_under_mpirun(mpirun, run):
     job = mpirun(2, "-m", "latticeflow", "verify", run, cwd=run.parent)
     assert job.returncode == 0, job.stderr
-    assert job.stdout.count("flow: 5 blocks read, 5 of them recomputed") == 1
+    assert job.stdout.count("flow: 5 blocks read, 5 of them checked whole") == 1
     edit(block(run, stream=3), shift_weights)
     edit(block(run, stream=2), shift_weights)
     job = mpirun(2, "-m", "latticeflow", "verify", run, cwd=run.parent)

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,36 +27,38 @@ from ..samplers.density import log_w_error, tolerance
 from ..spec import differences
 from ..store import Ensemble
 from ..store.block import Key, block_path, strangers
-from ..store.hdf5 import REDRAW
+from ..store.hdf5 import REDRAW, open_h5, read_whole
+from ..store.provenance import measured_by
 from ..targets import targets
 from ..threads import threads
 from ..training.checkpoint import build_flow, check_checkpoint, checkpoints, load_trained
 
 # S and observables are recomputed in float64 from the same stored numbers: only the order of summation may differ.
 ROUNDING = 1e-9
+REMEASURE = "delete that file; it is measured again when it is needed"
 
 
 @dataclass
 class Findings:
     """`problems`: one line each, with the file in front. The rest: how much was looked at, and how well it agreed.
 
-    `recomputed`: blocks whose fields were; `log_w_error`, `s_error`: largest |stored - recomputed| of log w and S;
-    `seen`: hash of a block's log_prob to its path, to find copies.
+    `blocks`: that were read; `whole`: of them, checked whole; `log_w_error`, `s_error`: largest |stored - recomputed| of
+    log w and S, None where none could be recomputed; `seen`: hash of a block's log_prob to its path, to find copies.
     """
 
     problems: list[str] = field(default_factory=list)
     blocks: int = 0
-    recomputed: int = 0
-    log_w_error: float = 0.0
-    s_error: float = 0.0
+    whole: int = 0
+    log_w_error: float | None = None
+    s_error: float | None = None
     seen: dict[bytes, Path] = field(default_factory=dict)
 
     def add(self, other: "Findings") -> None:
         self.problems += other.problems
         self.blocks += other.blocks
-        self.recomputed += other.recomputed
-        self.log_w_error = max(self.log_w_error, other.log_w_error)
-        self.s_error = max(self.s_error, other.s_error)
+        self.whole += other.whole
+        self.log_w_error = _larger(self.log_w_error, other.log_w_error)
+        self.s_error = _larger(self.s_error, other.s_error)
         for mark, path in other.seen.items():
             self.note(mark, path)
 
@@ -66,6 +69,10 @@ class Findings:
             self.problems.append(f"{path} holds the same draws as {there}: one is a copy; {REDRAW}")
 
 
+def _larger(a: float | None, b: float | None) -> float | None:
+    return max((one for one in (a, b) if one is not None), default=None)
+
+
 def verify_run(run: Run | Path | str, sample: float = 1.0, device: str = "cpu") -> dict[str, Findings]:
     """Check a run and print what was checked: findings by ensemble, those of the weights under "weights".
 
@@ -74,7 +81,8 @@ def verify_run(run: Run | Path | str, sample: float = 1.0, device: str = "cpu") 
     missing inside a chain or from the chain index, no foreign file. On a share `sample` of the blocks, in (0, 1], chosen
     at random: the digest of all they hold, S of the stored fields, log w by the flow run backwards in float64 within
     the tolerance recorded beside the precision, a chain's state against its last fields, observables stored with the
-    draws. The Metropolis chain is scanned again and compared entry by entry.
+    draws or beside the block (where this version's definitions made them); of draws without a field, S against the
+    measured action. The Metropolis chain is scanned again and compared entry by entry.
 
     Raises `StoreError` that counts the problems, which have been printed; `InputError` where `run` is no run folder, or
     `sample` is no share.
@@ -103,10 +111,10 @@ def verify_run(run: Run | Path | str, sample: float = 1.0, device: str = "cpu") 
 
 
 def _line(name: str, one: Findings) -> str:
-    line = f"{name}: {one.blocks:,} blocks read, {one.recomputed:,} of them recomputed"
-    if one.recomputed:
-        line += f"; largest difference of S {one.s_error:.1e}, of log w {one.log_w_error:.1e}"
-    return line
+    line = f"{name}: {one.blocks:,} blocks read, {one.whole:,} of them checked whole"
+    errors = (("S", one.s_error), ("log w", one.log_w_error))
+    found = ", ".join(f"{what} within {error:.1e}" for what, error in errors if error is not None)
+    return line + ("; recomputed from the fields: " + found if found else "; no fields to recompute from")
 
 
 def _together(ranks: Ranks, mine: Findings) -> Findings:
@@ -220,28 +228,34 @@ class _Check:
             data, about = ensemble.check_block(*key)
         found.note(hashlib.sha256(data["log_prob"].tobytes()).digest(), path)
         if whole:
-            found.recomputed += 1
+            found.whole += 1
             for what in (
                 self._action(data),
                 self._weights(data, about),
                 self._state(data),
-                self._measured(data),
+                self._measured(data, about),
             ):
                 if what:
                     found.problems.append(f"{path}: {what}: it was altered, or its weights were; {REDRAW}")
+            self._beside(key, data)
 
     def _action(self, data: dict[str, np.ndarray]) -> str | None:
-        """S of the stored fields against log_prob = -S."""
+        """S of the stored fields, or the action as it was measured, against log_prob = -S."""
+        if "measured/action" in data:
+            s = data["measured/action"]
+            error = _distance(-s, data["log_prob"])
+            if what := _worst(
+                "S", data["log_prob"], error, ROUNDING * (1 + np.abs(s)), "the measured action"
+            ):
+                return what
         if "x" not in data:
             return None
         stored = data["log_prob"][self.ensemble.kept_rows]
         with torch.no_grad():
             s = self.sampler.target.log_prob(torch.from_numpy(data["x"]).double()).cpu().numpy()
-        with np.errstate(invalid="ignore"):
-            error = np.where(s == stored, 0.0, np.abs(s - stored))
-        self.found.s_error = max(self.found.s_error, float(error.max(initial=0.0)))
-        allowed = ROUNDING * (1 + np.abs(stored))
-        return _worst("S", stored, s, error, allowed)
+        error = _distance(s, stored)
+        self.found.s_error = _larger(self.found.s_error, float(error.max(initial=0.0)))
+        return _worst("S", stored, error, ROUNDING * (1 + np.abs(stored)))
 
     def _weights(self, data: dict[str, np.ndarray], about: dict[str, Any]) -> str | None:
         """log w against that of the stored fields."""
@@ -249,11 +263,11 @@ class _Check:
             return None
         stored = data["log_w"][self.ensemble.kept_rows]
         error = log_w_error(self.sampler, data["x"], stored)
-        self.found.log_w_error = max(self.found.log_w_error, float(error.max(initial=0.0)))
+        self.found.log_w_error = _larger(self.found.log_w_error, float(error.max(initial=0.0)))
         allowed = tolerance(self.ensemble.settings["precision"], int(np.prod(data["x"].shape[1:])))
         if about["tolerance"] != allowed:
             return f"tolerance {about['tolerance']:.3g} is recorded, expected {allowed:.3g}"
-        return _worst("log w", stored, None, error, np.full(len(stored), allowed))
+        return _worst("log w", stored, error, np.full(len(stored), allowed))
 
     def _state(self, data: dict[str, np.ndarray]) -> str | None:
         """A chain's state against the last step of its block."""
@@ -266,25 +280,57 @@ class _Check:
                 return f"the chain's state '{name}' is not that of its last step"
         return None
 
-    def _measured(self, data: dict[str, np.ndarray]) -> str | None:
+    def _measured(self, data: dict[str, np.ndarray], about: dict[str, Any]) -> str | None:
         """Observables stored with the draws against those of the fields that are kept."""
-        names = [name.removeprefix("measured/") for name in data if name.startswith("measured/")]
-        if "x" not in data or not names:
+        rows, start = self.ensemble.kept_rows, "measured/"
+        stored = {name.removeprefix(start): a[rows] for name, a in data.items() if name.startswith(start)}
+        return self._observables(data, stored, about)
+
+    def _beside(self, key: Key, data: dict[str, np.ndarray]) -> None:
+        """What was measured later and lies beside the block. Raises `StoreError` where it is damaged or wrong."""
+        path = block_path(self.ensemble.path, *key, part="measured")
+        if not path.exists():
+            return
+        with open_h5(path, REMEASURE) as file:
+            stored, about = read_whole(path, file, REMEASURE)
+        if (about.get("identity"), about.get("stream"), about.get("block")) != (self.ensemble.identity, *key):
+            raise StoreError(f"{path} holds what was measured of another block; {REMEASURE}")
+        if what := self._observables(data, stored, about):
+            raise StoreError(f"{path}: {what}; {REMEASURE}")
+
+    def _observables(self, data, stored: dict[str, np.ndarray], about: dict[str, Any]) -> str | None:
+        """Stored observables against those of the fields; other versions may have defined them otherwise."""
+        if "x" not in data or not stored or any(about.get(name) != it for name, it in self._versions.items()):
             return None
-        for name, again in measure(self.sampler.target, data["x"], *names).items():
-            stored = data[f"measured/{name}"][self.ensemble.kept_rows]
-            if not np.allclose(stored, again, rtol=ROUNDING, atol=ROUNDING):
+        for name, again in measure(self.sampler.target, data["x"], *stored).items():
+            if not np.allclose(stored[name], again, rtol=ROUNDING, atol=ROUNDING):
                 return f"observable '{name}' is not that of the stored fields"
         return None
 
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        return measured_by()
 
-def _worst(what: str, stored, again, error: np.ndarray, allowed: np.ndarray) -> str | None:
+
+def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """|a - b|, 0 of equal infinities."""
+    with np.errstate(invalid="ignore"):
+        return np.where(a == b, 0.0, np.abs(a - b))
+
+
+def _worst(
+    what: str,
+    stored: np.ndarray,
+    error: np.ndarray,
+    allowed: np.ndarray,
+    of: str = "that of the stored fields",
+) -> str | None:
     """The draw that is furthest off, if it is further than allowed; NaN is."""
     bad = np.flatnonzero(~(error <= allowed))
     if not len(bad):
         return None
     i = int(bad[np.argmax(np.nan_to_num(error[bad], nan=np.inf))])
     return (
-        f"{what} of {len(bad)} of {len(error)} draws is not that of the stored fields, most of all draw {i}: stored "
+        f"{what} of {len(bad)} of {len(error)} draws is not {of}, most of all draw {i}: stored "
         f"{stored[i]:.10g}, {error[i]:.3g} away, allowed {allowed[i]:.3g}"
     )
