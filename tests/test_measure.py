@@ -182,3 +182,15 @@ def test_a_histogram_range_from_a_part_of_the_weights(monkeypatch):
     assert whole[0] == np.quantile(log_w, 5e-4, method="higher") - summary.log_z
     assert whole[1] == part[1] == pytest.approx(log_w.max() - summary.log_z, abs=1e-12)
     assert 0 < abs(part[0] - whole[0]) < 0.3
+
+
+@pytest.mark.parametrize("sampler", ["heavier", "hmc"])
+def test_a_job_may_draw_while_an_ensemble_is_read(run, sampler):
+    """The numbers are those of the blocks that were there when it was opened."""
+    sample_run(run, sampler=sampler, draws=8192)
+    expected = estimates(Series.open(run, sampler), ["chi2", "xi"])
+    series = Series.open(run, sampler)
+    sample_run(run, sampler=sampler, draws=10_000)
+    Series.open(run, sampler).summary  # somebody else's reading builds a longer chain
+    assert estimates(series, ["chi2", "xi"]) == expected
+    assert series.ensemble.draws == 8192 < Series.open(run, sampler).ensemble.draws

@@ -203,7 +203,7 @@ def _reweighted(series: Series, rows: dict[str, Row]) -> None:
         return
     try:
         log_z = series.summary.weights.log_z  # type: ignore[union-attr]
-        bins = Bins(1, len(series.blocks) * series.ensemble.settings["block"], tau=0.5)
+        bins = Bins(1, series.ensemble.draws, tau=0.5)
         for stretch in series.proposals(*dict.fromkeys(n for row in wanted for n in _needs(row.observable))):
             w = np.exp(stretch.values.pop("log_w") - log_z)
             bins.feed(stretch.chain, stretch.step, stretch.values, w)

@@ -225,11 +225,14 @@ def whole(stretches: Iterator[Stretch], name: str) -> np.ndarray:
 
 
 def open_ensemble(run: Run, sampler: str) -> Ensemble:
-    """Raises `InputError` with the command to run where the run has no draws of that sampler."""
+    """A snapshot of an ensemble: a job may go on drawing while it is read.
+
+    Raises `InputError` with the command to run where the run has no draws of that sampler.
+    """
     path = run.ensemble(sampler)
     if not path.is_dir():
         samplers.find(sampler)
-    if not path.is_dir() or not (ensemble := Ensemble.open(path)).present:
+    if not path.is_dir() or not (ensemble := Ensemble.open(path).snapshot()).present:
         raise InputError(
             f"{run.path} has no ensemble of sampler '{sampler}'. Draw one with:\n"
             f"  latticeflow sample {run.path} --sampler {sampler} --draws 65536"

@@ -4,6 +4,7 @@
 independent sampler.
 """
 
+import copy
 import hashlib
 import json
 import zlib
@@ -51,6 +52,7 @@ class Ensemble:
         self.interacting: bool = record["interacting"]
         self.weighted: bool = record["weighted"]
         self.identity = _hash(record)
+        self._frozen: list[Key] | None = None
 
     @classmethod
     def open(cls, path: Path | str) -> "Ensemble":
@@ -120,7 +122,13 @@ class Ensemble:
     @property
     def present(self) -> list[Key]:
         """(stream, block) of every block file, sorted."""
-        return files.list_blocks(self.path)
+        return files.list_blocks(self.path) if self._frozen is None else list(self._frozen)
+
+    def snapshot(self) -> "Ensemble":
+        """This ensemble as it is now, for readers: blocks that a job adds meanwhile are no part of it."""
+        found = copy.copy(self)
+        found._frozen = self.present
+        return found
 
     @property
     def blocks(self) -> list[Key]:
