@@ -44,7 +44,7 @@ def print_info(run: Run | Path | str) -> None:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         out.print(f"\nensemble {path.name}")
         try:
-            for line in _ensemble(run, Ensemble.open(path)):
+            for line in _ensemble(run, Ensemble.open(path).snapshot()):
                 out.print(f"  {line}")
         except LatticeflowError as error:
             out.print(f"  {error}")
