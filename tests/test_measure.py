@@ -132,7 +132,8 @@ def test_what_was_not_stored_is_named(run, capsys):
     assert "not stored: χ₂, U, ξ (not measured when the ensemble was drawn" in out
     assert "measured by another version" in out
     sample_run(run, sampler="exact", draws=8192)
-    compare_run(run.path, ["hmc", "exact"])
+    result = compare_run(run.path, ["hmc", "exact"])
+    assert any("hmc: observables were measured by another" in line for line in result.tables()[0].notes)
     assert not (run.path / "compare" / "autocorrelation.png").exists()  # that of chi2 and the action
 
 

@@ -14,7 +14,7 @@ from ..targets import targets
 from ..training.log import read as read_log
 from . import plots
 from .estimates import TAU, Row, estimates, virial_check
-from .measure import notes
+from .measure import notes, remarks
 from .quality import ORDER, Figure, quality
 from .report import Table, page
 from .series import Series
@@ -28,6 +28,7 @@ class Comparison:
     rows: dict[str, dict[str, Row]]
     quality: dict[str, dict[str, Figure]]
     virial: dict[str, str]
+    remarks: dict[str, list[str]]
 
     @property
     def samplers(self) -> list[str]:
@@ -59,6 +60,7 @@ class Comparison:
         lines = [f"pull = ({first} − other) / σ"]
         lines += [f"{sampler}: {self.virial[sampler]}" for sampler in self.samplers if sampler in self.virial]
         lines += [f"{sampler}: {note}" for sampler, rows in self.rows.items() for note in notes(rows)]
+        lines += [f"{sampler}: {remark}" for sampler, found in self.remarks.items() for remark in found]
         return Table("Observables", headings, body, lines)
 
     def _taus(self) -> Table:
@@ -157,6 +159,7 @@ def compare_series(run: Run, all_series: dict[str, Series], log: list[dict]) -> 
             for name, found in rows.items()
             if "virial" in found
         },
+        {name: remarks(series) for name, series in all_series.items()},
     )
 
 

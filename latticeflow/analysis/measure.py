@@ -27,6 +27,14 @@ def notes(rows: dict[str, Row]) -> list[str]:
     ]
 
 
+def remarks(series: Series) -> list[str]:
+    """What a reader of the numbers should know: another version's measurements, draws that are not used."""
+    found = list(series.measured.remarks)
+    if series.left_out:
+        found.append(f"{series.left_out:,} draws of streams longer than the shortest are not used")
+    return found
+
+
 def by_pyerrors(series: Series, row: Row) -> str:
     """The mean and error of a primary as pyerrors' Gamma method (2209.14371) has them, chains as replicas.
 
@@ -81,11 +89,9 @@ def _print(series: Series, rows: dict[str, Row], pyerrors: bool) -> None:
         table.add_row(*cells)
     out = console()
     out.print(table)
-    for line in [*notes(rows), *series.measured.remarks]:
+    for line in [*notes(rows), *remarks(series)]:
         out.print(line)
     for name, reason in observables.left_out(series.target).items():
         out.print(f"{observables.find(name).symbol}: left out: {reason}")
-    if series.left_out:
-        out.print(f"{series.left_out:,} draws of streams longer than the shortest are not used")
     if "virial" in rows:
         out.print(virial_check(rows, series.volume))
