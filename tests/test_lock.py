@@ -78,6 +78,19 @@ def test_is_gone():
     child.wait()
 
 
+def test_a_hidden_process_of_another_user_is_not_taken_for_dead(monkeypatch):
+    """Where /proc shows one's own processes alone, one that may not be signalled is there: its lock is watched."""
+
+    def refuse(pid, signal):
+        raise PermissionError
+
+    hidden = replace(HERE, pid=2**22 + 1)
+    assert is_gone(hidden, HERE) is True
+    monkeypatch.setattr(os, "kill", refuse)
+    assert is_gone(hidden, HERE) is None
+    assert is_gone(replace(HERE, start="1"), HERE) is True  # it is shown, and a later one
+
+
 def test_without_proc_the_process_is_asked_for():
     here = replace(HERE, start="")
     assert is_gone(here, here) is False

@@ -90,12 +90,24 @@ def process_start(pid: int) -> str:
         return ""
 
 
+def _hidden(pid: int) -> bool:
+    """Whether the process is there, but of another user and not shown to this one (/proc mounted with hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not Path(f"/proc/{pid}").exists()
+    except OSError:
+        return False
+    return False
+
+
 def is_gone(owner: Owner | None, here: Owner) -> bool | None:
     """Whether the owner's process has ended; None where that cannot be seen from `here`."""
     if owner is None or (owner.host, owner.boot, owner.namespace) != (here.host, here.boot, here.namespace):
         return None
     if here.start:
-        return process_start(owner.pid) != owner.start
+        start = process_start(owner.pid)
+        return None if not start and _hidden(owner.pid) else start != owner.start
     try:
         os.kill(owner.pid, 0)
     except ProcessLookupError:
