@@ -18,6 +18,7 @@ from pydantic import Field
 from latticeflow.analysis.info import print_info
 from latticeflow.config import Deck
 from latticeflow.errors import InputError, NumericalError, StoreError
+from latticeflow.production import sample as sample_module
 from latticeflow.production.sample import sample_run
 from latticeflow.production.summary import summary_lines
 from latticeflow.random import Purpose
@@ -215,6 +216,11 @@ def test_error_of_exp_minus_dh_uses_all_steps(tmp_path):
     found = re.fullmatch(r"<exp\(-dH\)> = 1\.0000\((\d+)\) \(1 if correct\)", line)
     assert found, line
     assert int(found[1]) * 1e-4 == pytest.approx(0.1 / np.sqrt(4000), rel=0.1)
+
+
+def test_a_temporary_file_that_a_reader_finished_meanwhile(run, monkeypatch):
+    monkeypatch.setattr(sample_module, "leftovers", lambda folder: [folder / ".chain.h5.host.ab.tmp"])
+    assert sample_run(run, sampler="exact", draws=10).draws
 
 
 def test_leftovers_of_killed_jobs_go(run):

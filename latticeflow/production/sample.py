@@ -9,6 +9,7 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -241,5 +242,6 @@ def _announce(run: Run, ensemble: Ensemble, missing: list[Key], draws: int, rank
 def _remove_leftovers(ensemble: Ensemble, age: float = 3600.0) -> None:
     """Remove temporary files of killed jobs. A live one exists for seconds, so an hour is safe."""
     for path in leftovers(ensemble.path):
-        if time.time() - path.stat().st_mtime > age:
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # one that a reader has just finished, or of somebody else's
+            if time.time() - path.stat().st_mtime > age:
+                path.unlink()
