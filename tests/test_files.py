@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fake_ensembles import ABOUT, RECORD, fake_draws
 
-from latticeflow.errors import StoreError, WriteFailed
+from latticeflow.errors import StatisticsError, StoreError, WriteFailed
 from latticeflow.files import make_folder, write_atomic, write_text
 from latticeflow.store import Ensemble
 from latticeflow.store.hdf5 import create_h5, open_h5, read_whole, write_h5
@@ -172,3 +172,9 @@ def test_a_file_that_one_may_not_read_is_not_called_damaged(flow, monkeypatch, n
     ) as caught:
         flow.read(0, 0)
     assert "delete" not in str(caught.value)
+
+
+def test_an_error_of_the_reader_is_not_called_damage(tmp_path):
+    write_h5(tmp_path / "a.h5", {"x": np.arange(3.0)}, {"n": 3})
+    with pytest.raises(StatisticsError, match="too few"), open_h5(tmp_path / "a.h5"):
+        raise StatisticsError("too few")

@@ -151,6 +151,13 @@ def chain_edit(run: Path) -> None:
         file["moves"][2, 3] ^= 1
 
 
+def chain_cut(run: Path) -> None:
+    with h5py.File(run / "ensembles/flow/chain.h5", "r+") as file:
+        moves = file["moves"][:-1]
+        del file["moves"]
+        file.create_dataset("moves", data=moves, chunks=True)
+
+
 def chain_attribute(run: Path) -> None:
     with h5py.File(run / "ensembles/flow/chain.h5", "r+") as file:
         file.attrs["acceptance"] = 0.999
@@ -236,6 +243,7 @@ CASES = {
         chain_edit,
         "the chain in block s000002_b000000.h5 is not that of its log-weights",
     ),
+    "chain index cut": (chain_cut, "chain.h5: moves (4, 12), expected (5, 12)"),
     "acceptance edited": (chain_attribute, "chain.h5: acceptance = 0.999"),
     "chain truncated": (
         lambda run: (run / "ensembles/flow/chain.h5").write_bytes(

@@ -166,6 +166,9 @@ def read_chain(folder: Path, identity: str, size: int, tracks: list[list[Key]]) 
         check_format(path, file, identity)
         if not np.array_equal(file["blocks"][()], [key for track in tracks for key in track]):
             return None
+        expected = sum(map(len, tracks)), -(-size // 8)
+        if file["moves"].shape != expected:
+            raise StoreError(f"{path}: moves {file['moves'].shape}, expected {expected}; {_REBUILD}")
         about = plain(file.attrs)
         weights = {key.removeprefix("weights_"): about[key] for key in about if key.startswith("weights_")}
         return Chain(

@@ -17,7 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from ..errors import StoreError
+from ..errors import LatticeflowError, StoreError
 from ..files import write_atomic
 
 REDRAW = "delete that file and run the same 'latticeflow sample' again: it is redrawn identically"
@@ -34,6 +34,8 @@ def open_h5(path: Path, remedy: str = REDRAW) -> Iterator[h5py.File]:
             yield file
     except FileNotFoundError:
         raise StoreError(f"{path} is missing; {remedy}") from None
+    except LatticeflowError:  # some are ValueErrors, too
+        raise
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         reason = getattr(error, "errno", None)
         if reason in _UNREADABLE:
