@@ -32,13 +32,12 @@ class Rows:
                 f"{ensemble.path}: sampler '{ensemble.sampler}' has no log-weights and no proposals; export it "
                 "without --proposals"
             )
-        k = ensemble.settings.get("keep_fields", 1)
-        self.measured = Measured(ensemble, target, Ranks()) if observables or k == 0 else None
+        only_observables = observables or ensemble.keep_fields == 0
+        self.measured = Measured(ensemble, target, Ranks()) if only_observables else None
         names = ["x"] if self.measured is None else [GROUP + name for name in self.measured.names]
         names += ["log_prob", "log_w", "weight"] if proposals else ["log_prob"]
-        every = 1 if self.measured else k
-        step = np.arange(self.size) // max(self.C, 1)
-        self.kept = np.flatnonzero(step % every == 0)  # draws of a block that are exported
+        # draws of a block that are exported
+        self.kept = np.arange(self.size) if self.measured else ensemble.kept_rows
         self.log_mean = self._log_mean_weight() if proposals else 0.0
         key, _, places = next(self._places())
         first = self._read(key, names) | places
