@@ -196,3 +196,10 @@ def test_a_job_may_draw_while_an_ensemble_is_read(run, sampler):
     assert longer is None or longer.proposals > 8192
     assert estimates(series, ["chi2", "xi"]) == expected
     assert series.ensemble.draws == 8192 < Series.open(run, sampler).ensemble.draws
+
+
+def test_a_training_of_one_evaluation_is_plotted(recwarn):
+    from latticeflow.analysis import plots
+
+    assert plots.training([{"step": 40, "loss": 0.5, "ess": 0.9, "ess_draws": 1024}]).startswith(b"\x89PNG")
+    assert not [one for one in recwarn if "ylim" in str(one.message)]

@@ -71,7 +71,8 @@ def training(log: list[dict], log_z: float | None = None) -> Figure:
     if log_z is not None:
         above.axhline(-log_z, color="black", linestyle="--", linewidth=1, label=r"$-\log Z$")
         low = min(low, -log_z)
-    above.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    margin = 0.05 * (high - low) or 0.5  # a log of one line has no spread
+    above.set_ylim(low - margin, high + margin)
     above.set_ylabel(r"loss  $\langle \log q + S \rangle$")
     if above.get_legend_handles_labels()[0]:
         above.legend()
