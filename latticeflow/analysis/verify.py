@@ -90,7 +90,8 @@ def verify_run(run: Run | Path | str, sample: float = 1.0, device: str = "cpu") 
     if not 0 < sample <= 1:
         raise InputError(f"--sample {sample}: expected a share of the blocks, more than 0 and at most 1")
     ranks = Ranks.world()
-    run = run if isinstance(run, Run) else Run.open(run)
+    with ranks.root_first():
+        run = run if isinstance(run, Run) else Run.open(run)
     out = console(quiet=not ranks.root)
     where = bind_device(device, ranks)
     found = {"weights": _weights(run)}

@@ -32,9 +32,7 @@ from ..files import writing
 from .stop import Job
 
 BEAT = 10.0  # seconds between two touches of the owner
-PATIENCE = (
-    3.0  # seconds that a living owner is given: an aborted job's ranks may outlive its launcher by a moment
-)
+PATIENCE = 3.0  # seconds given to a living owner: an aborted job's ranks may outlive its launcher by a moment
 WAIT = 60.0  # seconds without a touch after which an owner that cannot be asked is gone
 
 Mark = tuple[int, int, bytes]  # inode, time of change, content: what a touch or another owner alters
