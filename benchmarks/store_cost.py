@@ -20,8 +20,8 @@ from .common import Bars, one_thread
 from .production import fresh, make_run
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--repeats", type=int, default=5)
-parser.add_argument("--blocks", type=int, default=10, help="of 8,192 configurations")
+parser.add_argument("--repeats", type=int, default=3)
+parser.add_argument("--blocks", type=int, default=40, help="of 8,192 configurations")
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import os
 import platform
 import secrets
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -49,16 +50,24 @@ def write_atomic(
     with writing(path):
         try:
             write(temporary)
-            with open(temporary, "rb+") as handle:
-                os.fsync(handle.fileno())
-            if check is not None:
-                check(temporary)
+            with ThreadPoolExecutor(
+                max_workers=1
+            ) as pool:  # the disk works while the file is read back from memory
+                durable = pool.submit(_sync, temporary)
+                if check is not None:
+                    check(temporary)
+                durable.result()
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):  # the reason is what matters, not that tidying up failed for the same one
                 temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb+") as handle:
+        os.fsync(handle.fileno())
 
 
 def write_text(path: Path, text: str) -> None:
