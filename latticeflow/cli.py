@@ -88,7 +88,7 @@ def sample(
     chain: Annotated[
         bool,
         typer.Option(
-            help="End with the serial scan into the Metropolis chain, or leave it to the first reader."
+            help="End with the serial scan into the Metropolis chain, or leave it to the first reader who may write."
         ),
     ] = True,
 ) -> None:
