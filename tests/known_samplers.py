@@ -14,7 +14,10 @@ TARGET = FreeField(shape=SHAPE, m2=M2)
 
 
 class Proposal(Sampler):
-    """Exact draws of a free field of another mass, with their weights."""
+    """Exact draws of a free field of another mass, with their weights; a share `zeros` of them of weight zero.
+
+    Zeros at random leave the corrected distribution as it is.
+    """
 
     own_density = True
 
@@ -25,13 +28,18 @@ class Proposal(Sampler):
     def draw(self, state, n, rng):
         x = self.other.sample(n, rng)
         log_prob = self.target.log_prob(x).numpy()
-        return Draws(x, log_prob, log_prob - (self.other.log_prob(x).numpy() - self.other.log_z)), None
+        log_w = log_prob - (self.other.log_prob(x).numpy() - self.other.log_z)
+        if self.spec.zeros:
+            log_w[rng.random(n) < self.spec.zeros] = -np.inf
+        return Draws(x, log_prob, log_w), None
 
 
 @samplers.add("test_proposal")
 class ProposalSpec(SamplerSpec):
     block: int = 4096
+    streams: int = 0
     m2: float = 0.66
+    zeros: float = 0.0
 
     def build(self, target, flow=None, device="cpu"):
         return Proposal(target, self)

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from jobs import contents
-from pydantic import Field
+from known_samplers import ProposalSpec
 
 from latticeflow.config import Deck
 from latticeflow.correction import metropolis
@@ -14,7 +14,7 @@ from latticeflow.production.sample import sample_run
 from latticeflow.production.worker import Worker, missing_blocks, share_out
 from latticeflow.random import Purpose
 from latticeflow.run import Run
-from latticeflow.samplers import Draws, Sampler, SamplerSpec, samplers
+from latticeflow.samplers import samplers
 from latticeflow.samplers.flow import FlowSamplerSpec
 from latticeflow.store import Ensemble
 from latticeflow.targets import FreeField
@@ -23,28 +23,10 @@ DECK = {"name": "modes", "seed": 7, "target": {"kind": "free", "shape": [2, 2], 
 STREAMS, BLOCKS, BLOCK = 24, 5, 512
 
 
-class Heavier(Sampler):
-    """Exact draws of a free field of another mass, with their weights."""
-
-    own_density = True
-
-    def __init__(self, target, m2):
-        self.target, self.other = target, FreeField(shape=target.shape, m2=m2)
-
-    def draw(self, state, n, rng):
-        x = self.other.sample(n, rng)
-        log_prob = self.target.log_prob(x).numpy()
-        return Draws(x, log_prob, log_prob - self.other.log_prob(x).numpy() + self.other.log_z), None
-
-
-class HeavierSpec(SamplerSpec):
+class HeavierSpec(ProposalSpec):
     kind = "heavier"
-    block: int = Field(BLOCK, gt=0)
-    streams: int = Field(0, ge=0)
+    block: int = BLOCK
     m2: float = 1.3
-
-    def build(self, target, flow=None, device="cpu"):
-        return Heavier(target, self.m2)
 
 
 @pytest.fixture

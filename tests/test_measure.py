@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from jobs import contents
-from pydantic import Field
+from known_samplers import ProposalSpec
 
 from latticeflow.analysis import measured as measured_module
 from latticeflow.analysis.compare import compare_run
@@ -15,7 +15,7 @@ from latticeflow.analysis.series import Series
 from latticeflow.config import Deck
 from latticeflow.production.sample import sample_run
 from latticeflow.run import Run
-from latticeflow.samplers import Draws, Sampler, SamplerSpec, samplers
+from latticeflow.samplers import samplers
 from latticeflow.store import Ensemble
 from latticeflow.store.block import block_path
 from latticeflow.store.hdf5 import open_h5, read_whole, write_h5
@@ -33,30 +33,11 @@ DECK = {
 DRAWS = {"exact": 8192, "hmc": 8192}
 
 
-class Heavier(Sampler):
-    """Exact draws of a free field of another mass, with their weights; three in ten have weight zero."""
-
-    own_density = True
-
-    def __init__(self, target, m2):
-        self.target, self.other = target, FreeField(shape=target.shape, m2=m2)
-
-    def draw(self, state, n, rng):
-        x = self.other.sample(n, rng)
-        log_prob = self.target.log_prob(x).numpy()
-        log_w = log_prob - self.other.log_prob(x).numpy() + self.other.log_z
-        log_w[rng.random(n) < 0.3] = -np.inf  # which leaves the target's distribution as it is
-        return Draws(x, log_prob, log_w), None
-
-
-class HeavierSpec(SamplerSpec):
+class HeavierSpec(ProposalSpec):
     kind = "heavier"
-    block: int = Field(512, gt=0)
-    streams: int = Field(0, ge=0)
+    block: int = 512
     m2: float = 0.75
-
-    def build(self, target, flow=None, device="cpu"):
-        return Heavier(target, self.m2)
+    zeros: float = 0.3
 
 
 @pytest.fixture
