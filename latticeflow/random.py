@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     DRAW = 4  # one stream a block
     METROPOLIS = 5  # accept/reject, one stream a block
     ANALYSIS = 6  # bootstrap and the like
+    DATA = 7  # configurations of a training step that learns from an ensemble
 
 
 def stream(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
