@@ -1,6 +1,7 @@
 """Samplers by name. A new one is one file here whose settings carry `@samplers.add(name)`."""
 
 from ..spec import import_all
+from .annealed import Annealed, AnnealedSpec
 from .base import Draws, Sampler, SamplerSpec, State, samplers
 from .emcee import EmceeSampler, EmceeSpec
 from .exact import ExactSampler, ExactSpec
@@ -13,6 +14,8 @@ import_all(__name__, __path__)
 
 __all__ = [
     "HMC",
+    "Annealed",
+    "AnnealedSpec",
     "Draws",
     "EmceeSampler",
     "EmceeSpec",
