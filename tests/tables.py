@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from latticeflow.flows import Affine, AffineCoupling, Split, SplitLayer, Tutorial
+from latticeflow.flows import Affine, AffineCoupling, Split, SplitLayer, Symmetrised, Tutorial
 from latticeflow.flows.networks import conv_net
 from latticeflow.lattice import Lattice
 from latticeflow.random import Purpose, stream
@@ -31,6 +31,7 @@ FLOWS = {
         (Split(layers=2, partitions=("parity",)), (6,), True),
         (Split(layers=2, partitions=("axis2", "parity")), (2, 2, 4), True),
         (Split(layers=1, partitions=("axis3",)), (2, 2, 2, 2), True),
+        (Split(layers=2, base="mean_field"), (4, 4), True),
     ],
     "affine": [
         (Affine(layers=2, hidden=(3,)), (6,), False),
@@ -39,6 +40,7 @@ FLOWS = {
         (Affine(layers=2, hidden=(2,), z2=True), (2, 2, 2, 4), True),
     ],
     "tutorial": [(Tutorial(layers=4), (4, 4), False)],
+    "symmetrised": [(Symmetrised(flow=Affine(layers=3, hidden=(3,))), (4, 4), True)],
 }
 
 

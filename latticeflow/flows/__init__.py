@@ -2,10 +2,11 @@
 
 from ..spec import import_all
 from .affine import Affine, AffineCoupling, Tutorial
-from .base import Spectrum, WhiteNoise
+from .base import MeanField, Spectrum, WhiteNoise
 from .flow import Flow, Layer
 from .spec import FlowSpec, flows
 from .split import Split, SplitLayer
+from .symmetrised import Symmetrised, SymmetrisedFlow
 
 import_all(__name__, __path__)
 
@@ -15,9 +16,12 @@ __all__ = [
     "Flow",
     "FlowSpec",
     "Layer",
+    "MeanField",
     "Spectrum",
     "Split",
     "SplitLayer",
+    "Symmetrised",
+    "SymmetrisedFlow",
     "Tutorial",
     "WhiteNoise",
     "flows",

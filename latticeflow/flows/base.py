@@ -1,4 +1,4 @@
-"""Base densities: white noise, and the free field with a trainable spectrum."""
+"""Base densities: white noise, the free field with a trainable spectrum, and the same with a zero mode of its own."""
 
 import math
 from typing import Literal
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..lattice import Lattice
 from ..random import normal
+from ..transforms import mixture
 from ..transforms.fourier import fourier_scale
 from ..transforms.sums import site_sum
 
@@ -91,9 +92,81 @@ class Spectrum(WhiteNoise):
         return -fourier_scale(z, -2 * self.log_amplitude, self.lattice.dim)[0]
 
 
-BaseName = Literal["spectrum", "white"]
+class MeanField(Spectrum):
+    """A Gaussian field but for its zero mode, whose density may have two peaks: a base for the broken phase.
+
+    `z = F^{-1} [ A(k) F w ]` as in `Spectrum`, w white noise but for `h = V^{-1/2} sum_s w(s)`, whose density is the even
+    `r(h) = sum_j p_j [ N(h; c_j, s_j) + N(h; -c_j, s_j) ] / 2` of `transforms.mixture`. So `V^{-1/2} sum_s z(s) = A(0) h`,
+    and `log r(z) = sum_{k != 0} log N(w_k; 0, 1) + log r(h) - sum_k log A(k)`, exact, as is its score. The idea of a
+    zero mode with its own, mean-field density is normflow's; this mixture is an own choice.
+
+    Trainable: p, s and `v = V^{-1/2} c` of `peaks` pairs of Gaussians: A(0) v is the field of a well, so that one step of
+    training moves a site by as much on any volume. At the start r has variance 1, as in `Spectrum`, and one peak;
+    `set_wells` gives it two.
+    """
+
+    def __init__(self, lattice: Lattice, m2: float = 1.0, peaks: int = 3):
+        super().__init__(lattice, m2)
+        # none at c = 0: by symmetry the gradient of c vanishes there, and the peak could not split
+        c = (torch.arange(peaks) + 0.5) / peaks
+        self.peak_logit = nn.Parameter(torch.zeros(peaks))
+        self.peak_field = nn.Parameter(c / math.sqrt(lattice.volume))
+        self.peak_log_width = nn.Parameter(0.5 * torch.log1p(-c.square()))
+
+    @torch.no_grad()
+    def set_wells(self, field: float) -> None:
+        """Let z be about +-`field` on every site, all widths as they are. Raises `InputError` for field < 0."""
+        if not field >= 0:
+            raise InputError(f"wells of the base at +-{field}: expected a field, not negative")
+        start = field / self.log_amplitude_of_orbit[0].exp()
+        self.peak_field.copy_(self.peak_field - self.peak_field.mean() + start)
+
+    def peaks(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`(log p, c, log s)` of the density of h, float64 `[peaks]` each."""
+        return (
+            self.peak_logit.double().log_softmax(0),
+            self.peak_field.double() * math.sqrt(self.lattice.volume),
+            self.peak_log_width.double(),
+        )
+
+    def zero_mode(self, x: Tensor) -> Tensor:
+        """`V^{-1/2} sum_s x(s)`, float64 `[batch]`."""
+        return site_sum(x) / math.sqrt(self.lattice.volume)
+
+    def add_zero_mode(self, x: Tensor, h: Tensor) -> Tensor:
+        """x with h added to its zero mode, in the dtype of x."""
+        shift = (h / math.sqrt(self.lattice.volume)).to(x.dtype)
+        return x + shift.view(-1, *[1] * self.lattice.dim)
+
+    def log_w(self, w: Tensor, h: Tensor) -> Tensor:
+        """Log-density of w, whose zero mode is h: white but for that of h."""
+        log_normal = -0.5 * h.square() - 0.5 * math.log(2 * math.pi)
+        return self.log_white(w) - log_normal + mixture.log_density(h, *self.peaks())
+
+    def push(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        n = self.zero_mode(noise)
+        h = mixture.from_normal(n, *self.peaks())
+        w = self.add_zero_mode(noise, h - n)
+        z, log_det = fourier_scale(w, self.log_amplitude, self.lattice.dim)
+        return z, self.log_w(w, h) - log_det
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        w, log_det = fourier_scale(z, -self.log_amplitude, self.lattice.dim)
+        return self.log_w(w, self.zero_mode(w)) + log_det
+
+    def score(self, z: Tensor) -> Tensor:
+        """`d log r / dz = F^{-1} [ A^{-1} F (d log r / dw) ]`; `d log r / dw = -w` but for `d log r / dh`."""
+        w, _ = fourier_scale(z, -self.log_amplitude, self.lattice.dim)
+        h = self.zero_mode(w)
+        score_w = self.add_zero_mode(-w, h + mixture.score(h, *self.peaks()))
+        return fourier_scale(score_w, -self.log_amplitude, self.lattice.dim)[0]
+
+
+BaseName = Literal["spectrum", "white", "mean_field"]
 
 
 def make_base(name: BaseName, lattice: Lattice, m2: float) -> WhiteNoise:
     """The base called `name` in a deck; m2 is where the spectrum starts."""
-    return Spectrum(lattice, m2) if name == "spectrum" else WhiteNoise(lattice)
+    if name == "white":
+        return WhiteNoise(lattice)
+    return Spectrum(lattice, m2) if name == "spectrum" else MeanField(lattice, m2)
