@@ -13,6 +13,7 @@ from .samplers.base import SamplerSpec, samplers
 from .spec import Spec, explain
 from .targets import Target, targets
 from .training.settings import TrainSettings
+from .training.stages import plan
 
 
 class Deck(Spec):
@@ -51,6 +52,8 @@ class Deck(Spec):
     def _whole(self):
         if self.train is not None and self.flow is None:
             raise InputError("the deck has [train] but no [flow] to train")
+        if self.train is not None:
+            plan(self.train, self.target)  # raises for a bad one
         return self
 
     def sampler_spec(self, kind: str) -> SamplerSpec:

@@ -14,7 +14,7 @@ from ..errors import InputError, LatticeflowError, NumericalError, Stopped, Trai
 from ..run import Run
 from ..statistics import bracket
 from ..statistics.weights import WeightSummary
-from ..training import TrainSettings, log, train
+from ..training import TrainSettings, log, plan, train
 from ..training.checkpoint import build_flow, checkpoints
 from ..training.loop import Record
 from ..training.parallel import Group
@@ -29,8 +29,10 @@ SAID_BY_ROOT = 5  # seconds that other ranks wait for rank 0 to say what went wr
 
 def line(record: Record, steps: int) -> str:
     """One evaluation, for people."""
+    stage = f"stage {record['stage']}  " if "stage" in record else ""
+    ess = bracket(record["ess"], record["ess_error"])
     return (
-        f"step {record['step']}/{steps}  loss {record['loss']:.4f}  ESS {bracket(record['ess'], record['ess_error'])} "
+        f"{stage}step {record['step']}/{steps}  loss {record['loss']:.4f}  ESS {ess} "
         f"at N = {record['ess_draws']:,}  log Z {record['log_z']:.4f}  {record['seconds']:.1f} s"
     )
 
@@ -106,7 +108,7 @@ def _train(
     """Train with a progress bar, or lines in a file, from rank 0."""
     deck, out = run.deck, console(quiet=not ranks.root)
     settings, flow = _settings(deck), build_flow(deck).to(device)
-    steps = settings.steps
+    steps = plan(settings, deck.target)[-1].end
     out.print(
         f"{deck.name}: {flow.parameter_count():,} parameters, {steps} steps{_places(settings, ranks, device)}"
     )
@@ -130,6 +132,7 @@ def _train(
             tick=lambda done: progress.update(task, completed=done),
             stop=stop.reason,
             group=group,
+            build=lambda target: build_flow(deck, target),
         )
 
 
@@ -141,7 +144,7 @@ def _bar(out: Console) -> Progress:
 def _places(settings: TrainSettings, ranks: Ranks, device: str) -> str:
     if ranks.size == 1:
         return ""
-    smallest = min(batch for _, batch in settings.batches)
+    smallest = min(batch for stage in settings.stages() for _, batch in stage.batches)
     idle = f"; at batch {smallest} only {smallest} ranks have work" if ranks.size > smallest else ""
     return f" on {ranks.size} ranks, {device}{idle}"
 
@@ -155,7 +158,7 @@ def _command(run: Run, device: str, limit: str | float | None) -> str:
 
 
 def _run(path: Path, overrides: list[str] | tuple[str, ...], folder: Path | str | None, resume: bool) -> Run:
-    """The run to train, made if need be; a flow that does not fit the lattice leaves nothing behind."""
+    """The run to train, made if need be; a flow that does not fit a stage's lattice leaves nothing behind."""
     if path.is_dir():
         if not resume:
             raise InputError(f"{path} is a folder: give a deck (.toml), or --resume to go on with this run")
@@ -165,9 +168,17 @@ def _run(path: Path, overrides: list[str] | tuple[str, ...], folder: Path | str 
     else:
         deck = Deck.read(path, overrides)
         folder = Path("runs") / deck.name if folder is None else Path(folder)
-    _settings(deck)
-    build_flow(deck)
+    _walk(deck)
     return _open(deck, folder, resume)
+
+
+def _walk(deck: Deck) -> None:
+    """Build the flow of every stage and let it adopt the one before: what cannot work fails before anything is trained."""
+    flow = None
+    for stage in plan(_settings(deck), deck.target):
+        before, flow = flow, build_flow(deck, stage.target)
+        if before is not None and before.event_shape != flow.event_shape:
+            flow.adopt(before)
 
 
 def _settings(deck: Deck) -> TrainSettings:

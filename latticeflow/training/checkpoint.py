@@ -21,8 +21,9 @@ from ..files import file_hash, sync_folder
 from ..flows import Flow
 from ..samplers.base import DTYPES
 from ..spec import differences
-from ..targets import LatticeTarget
+from ..targets import LatticeTarget, Target
 from .settings import TrainSettings
+from .stages import describe
 
 FORMAT = 2  # 1 had other random streams of training and recorded no hashes
 
@@ -170,8 +171,10 @@ def load_state(checkpoint: Path, seed: int, settings: TrainSettings) -> dict:
     with another seed or other settings.
     """
     state = _state(checkpoint)
+    # keys that are newer than the checkpoint have their defaults
+    then = TrainSettings(**state["settings"]).model_dump(mode="json")
     changed = differences(
-        {"seed": state["seed"], "train": state["settings"]},
+        {"seed": state["seed"], "train": then},
         {"seed": seed, "train": settings.model_dump(mode="json")},
     )
     if changed:
@@ -196,15 +199,19 @@ def latest(weights: Path) -> Path:
     return found[-1]
 
 
-def build_flow(deck) -> Flow:
-    """The deck's untrained flow. Raises `InputError` for a deck without [flow], or a target without a lattice."""
+def build_flow(deck, target: Target | None = None) -> Flow:
+    """The deck's untrained flow, for `target` if given: that of a stage.
+
+    Raises `InputError` for a deck without [flow], or a target without a lattice.
+    """
+    target = deck.target if target is None else target
     if deck.flow is None:
         raise InputError("the deck has no [flow]")
-    if not isinstance(deck.target, LatticeTarget):
+    if not isinstance(target, LatticeTarget):
         raise InputError(
-            f"[flow] kind = '{deck.flow.kind}' lives on a lattice; target '{deck.target.kind}' has none"
+            f"[flow] kind = '{deck.flow.kind}' lives on a lattice; target '{target.kind}' has none"
         )
-    return deck.flow.build(deck.target.lattice, deck.seed)
+    return deck.flow.build_for(target, deck.seed)
 
 
 def load_flow(weights: Path, deck) -> tuple[Flow, str]:
@@ -214,8 +221,18 @@ def load_flow(weights: Path, deck) -> tuple[Flow, str]:
 
 
 def load_trained(flow: Flow, checkpoint: Path) -> str:
-    """`load_weights` into `flow`, which is given the precision of the training first: float32 would cut float64 weights."""
-    flow.to(DTYPES[_state(checkpoint)["settings"]["precision"]])
+    """`load_weights` into `flow`, which is given the precision of the training first: float32 would cut float64 weights.
+
+    Raises `InputError` for weights of a stage that is not the last of its plan: they were not trained on the deck's target.
+    """
+    state = _state(checkpoint)
+    stage = state.get("stage")
+    if stage and stage["number"] < stage["count"]:
+        raise InputError(
+            f"{checkpoint} holds the weights of {describe(stage)}, and not of the deck's target: the training is "
+            "not at its last stage. Go on with latticeflow train RUN --resume"
+        )
+    flow.to(DTYPES[state["settings"]["precision"]])
     return load_weights(flow, checkpoint)
 
 

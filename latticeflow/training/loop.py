@@ -1,4 +1,4 @@
-"""The training loop: Adam on the reverse KL divergence, evaluated, logged and checkpointed by step count.
+"""The training loop: Adam on a Kullback-Leibler divergence, evaluated, logged and checkpointed by step count.
 
 On several ranks each computes its part of the global batch (`parallel.py`); rank 0 alone writes. Every rank goes through the
 same steps with the same numbers, so that a divergence, a stop or the end come to all at the same step.
@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +20,15 @@ from ..statistics.weights import WeightSummary
 from ..targets import Target
 from ..threads import threads
 from . import checkpoint as ckpt
+from .data import Configurations, find_data
 from .evaluation import evaluate
-from .loss import ESTIMATORS
+from .loss import ESTIMATORS, NEED_MEAN, forward
 from .parallel import ALONE, Group, broadcast, noise, require_equal_weights, sum_gradients
 from .settings import TrainSettings
+from .stages import Stage, plan
 
 Record = dict[str, float]
+Build = Callable[[Target], Flow]
 
 
 def train(
@@ -39,14 +43,19 @@ def train(
     tick: Callable[[int], None] = lambda done: None,
     stop: Callable[[], str | None] = lambda: None,
     group: Group = ALONE,
+    build: Build | None = None,
 ) -> WeightSummary | None:
     """Train `flow` in place on `target`; returns the ESS at the end (None if already trained).
 
     With `weights`, a folder, checkpoints are written there; `resume` goes on from the newest one, if there is
     one, and the result is that of an uninterrupted training, bit for bit, on the same machine and number of ranks.
     `tick` gets the number of steps done after each; `report` gets a record after each evaluation: `step`, `loss`
-    (mean of log q - log p over the steps since the last), `grad_norm`, `lr`, `batch`, `ess`, `ess_error`,
-    `ess_draws`, `log_z`, `seconds` (of training, evaluation excluded).
+    (mean over the steps since the last: of log q - log p for the reverse objective), `grad_norm`, `lr`, `batch`, `ess`,
+    `ess_error`, `ess_draws`, `log_z`, `seconds` (of training, evaluation excluded), of a plan also `stage`.
+
+    A plan (`settings.stage`) is walked in order. `build(target)` makes the flow of a stage on another lattice than `flow`.
+    `settings.data` is looked for beside `weights` first. Every stage ends with a checkpoint, and checkpoints say which
+    stage they are of.
 
     Every rank of `group` calls this; what differs between numbers of ranks is rounding. `stop` is asked before every step
     for a reason to stop: as soon as any rank has one, a checkpoint is written and every rank raises `Stopped`, with
@@ -54,54 +63,79 @@ def train(
 
     A checkpoint of k steps is written during the next step, when the loss of its weights has been seen to be
     sound. Raises, on every rank, `TrainingDiverged`, naming the newest one, when loss or gradient is not finite, the
-    loss exceeds the first by ten times max(|first|, number of sites), or an evaluation fails; `NumericalError` when the
-    ranks' weights have come to differ. Raises `StoreError` when a checkpoint cannot be written or read, `InputError` when
-    flow and target differ in shape, when `weights` holds checkpoints and `resume` is False, or when they were made
-    with another seed or other settings.
+    loss exceeds the stage's first by ten times max(|first|, number of sites), or an evaluation fails; `NumericalError` when
+    the ranks' weights have come to differ. Raises `StoreError` when a checkpoint cannot be written or read, `InputError`
+    when flow and target differ in shape, when `weights` holds checkpoints and `resume` is False, when they were made with
+    another seed, other settings or other data, and for a bad plan.
     """
     if flow.event_shape != target.event_shape:
         raise InputError(f"flow on {flow.event_shape}, target on {target.event_shape}: shapes must agree")
+    stages = plan(settings, target)
     with threads(settings.threads):
-        training = _Training(flow, target, settings, seed, weights, group)
-        training.begin(resume)
-        for _ in range(training.done, settings.steps):
-            training.step(stop)
-            tick(training.done)
-            if training.done % settings.evaluate_every == 0 or training.done == settings.steps:
-                report(training.evaluate())
-        if training.summary is not None:
-            training.save()
+        training = _Training(flow, stages, settings, seed, weights, group, build)
+        for stage in stages[training.begin(resume) - 1 :]:
+            training.enter(stage)
+            while training.done < stage.end:
+                training.step(stop)
+                tick(training.done)
+                if training.own_steps % stage.settings.evaluate_every == 0 or training.done == stage.end:
+                    report(training.evaluate())
+            if training.summary is not None:
+                training.save()
         return training.summary
 
 
 class _Training:
-    """A training in progress: `done` steps, `losses` since the last evaluation, `good` the newest checkpoint."""
+    """A training in progress: `done` steps of the plan, `losses` since the last evaluation, `good` the newest checkpoint."""
 
     def __init__(
         self,
         flow: Flow,
-        target: Target,
-        settings: TrainSettings,
+        stages: tuple[Stage, ...],
+        whole: TrainSettings,
         seed: int,
         weights: Path | None,
         group: Group,
+        build: Build | None,
     ):
-        self.flow = flow.to(DTYPES[settings.precision])
-        self.target, self.settings, self.seed, self.weights = target, settings, seed, weights
-        self.group = group
-        self.optimizer = torch.optim.Adam(flow.parameters(), lr=settings.lr)
+        self.last_flow = flow.to(DTYPES[whole.precision])
+        self.stages, self.whole, self.seed, self.weights = stages, whole, seed, weights
+        self.group, self.build = group, build
         self.done, self.seconds = 0, 0.0
-        self.first: float | None = None
-        self.losses: list[float] = []
         self.norm = math.nan
         self.good: Path | None = None
         self.summary: WeightSummary | None = None
+        self._start(stages[0], self._flow_of(stages[0]))
 
-    def begin(self, resume: bool) -> None:
-        """Go on from the checkpoint that rank 0 finds newest, where there is one."""
+    def _flow_of(self, stage: Stage) -> Flow:
+        """A flow for the stage: the one that is to be trained, as soon as no other lattice follows."""
+        shape = self.last_flow.event_shape
+        if all(later.target.event_shape == shape for later in self.stages[stage.number - 1 :]):
+            return self.last_flow
+        if self.build is None:
+            raise InputError(f"{stage} is not on the flow's lattice {shape}: give train() build=")
+        device = next(self.last_flow.parameters()).device
+        return self.build(stage.target).to(device=device, dtype=DTYPES[self.whole.precision])
+
+    def _start(self, stage: Stage, flow: Flow) -> None:
+        """Be at the first step of a stage, with its own optimiser."""
+        self.stage, self.settings, self.target, self.flow = stage, stage.settings, stage.target, flow
+        self.optimizer = torch.optim.Adam(flow.parameters(), lr=self.settings.lr)
+        self.first: float | None = None
+        self.losses: list[float] = []
+        self.data: Configurations | None = None
+
+    @property
+    def own_steps(self) -> int:
+        """Steps done of this stage, which its schedules count."""
+        return self.done - self.stage.start
+
+    def begin(self, resume: bool) -> int:
+        """Go on from the checkpoint that rank 0 finds newest, where there is one; returns the number of its stage."""
         found = ckpt.checkpoints(self.weights) if self.weights is not None and self.group.root else []
         newest = torch.tensor([ckpt.step_of(found[-1]) if found else -1], dtype=torch.float64)
         broadcast([newest], self.group)
+        recorded = None
         if self.weights is not None and newest >= 0:
             if not resume:
                 raise InputError(
@@ -109,21 +143,47 @@ class _Training:
                     "another folder"
                 )
             self.good = ckpt.place(self.weights, int(newest))
-            state = ckpt.load_state(self.good, seed=self.seed, settings=self.settings)
+            state = ckpt.load_state(self.good, seed=self.seed, settings=self.whole)
+            stage = self.stages[state.get("stage", {}).get("number", 1) - 1]
+            self._start(stage, self._flow_of(stage))
             ckpt.load_weights(self.flow, self.good)
             ckpt.load_optimizer(self.optimizer, self.good)
             self.done, self.seconds = state["step"], state["seconds"]
             self.first, self.losses = state["first_loss"], state["losses"]
+            recorded = state.get("data")
         broadcast(list(self.flow.state_dict().values()), self.group)
+        if self.done < self.stage.end:
+            self._find_data(recorded)
+        return self.stage.number
+
+    def enter(self, stage: Stage) -> None:
+        """Go over to a stage that comes after the present one: the weights travel, the optimiser starts anew."""
+        if stage is self.stage:
+            return
+        flow = self.flow
+        if stage.target.event_shape != flow.event_shape:
+            flow = self._flow_of(stage)
+            flow.adopt(self.flow)
+        self._start(stage, flow)
+        self._find_data(None)
+
+    def _find_data(self, recorded: str | None) -> None:
+        """Open the stage's ensemble; `recorded`: the checksum of the data that the checkpoint was trained on."""
+        if self.settings.objective != "reverse":
+            self.data = find_data(self.settings, self.target, self.seed, self.weights, recorded, self.group)
 
     def save(self) -> None:
         """Have rank 0 write a checkpoint of `done` steps, where there is a folder for it."""
         if self.weights is None:
             return
         if self.group.root:
-            state = {"seconds": self.seconds, "first_loss": self.first, "losses": self.losses}
+            state: dict[str, Any] = {"seconds": self.seconds, "first_loss": self.first, "losses": self.losses}
+            if self.whole.stage:
+                state["stage"] = self.stage.record()
+            if self.data is not None:
+                state["data"] = self.data.checksum
             ckpt.save_checkpoint(
-                self.weights, self.done, self.flow, self.optimizer, self.seed, self.settings, state
+                self.weights, self.done, self.flow, self.optimizer, self.seed, self.whole, state
             )
         self.good = ckpt.place(self.weights, self.done)
 
@@ -132,14 +192,15 @@ class _Training:
         settings = self.settings
         clock = time.perf_counter()
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr_at(self.done)
+            group["lr"] = settings.lr_at(self.own_steps)
         reason = stop()
         loss, stopping = self._gradient(reason is not None)
         self.norm = float(torch.nn.utils.clip_grad_norm_(self.flow.parameters(), settings.clip))
         self._check(loss)
         self.seconds += time.perf_counter() - clock
 
-        if self.done and (stopping or self.done % settings.checkpoint_every == 0) and self._unsaved():
+        due = self.own_steps > 0 and self.own_steps % settings.checkpoint_every == 0
+        if self.done and (stopping or due) and self._unsaved():
             self.save()
         if stopping:
             raise Stopped("; ".join(filter(None, (reason, self._progress()))), together=True)
@@ -151,21 +212,38 @@ class _Training:
 
     def _gradient(self, asked: bool) -> tuple[float, bool]:
         """Gradient of the whole batch, into `.grad`; its loss, and whether any rank was asked to stop."""
-        batch = self.settings.batch_at(self.done)
-        part = self.group.share(batch)
         self.optimizer.zero_grad()
-        own = 0.0
-        if part:
-            white = noise(self.flow, self.seed, self.done, batch, part)
-            surrogate, value = ESTIMATORS[self.settings.estimator](self.flow, self.target, white, batch)
-            surrogate.backward()
-            own = float(value)
+        reverse = {"reverse": 1.0, "forward": 0.0, "mixed": 1 - self.settings.alpha}[self.settings.objective]
+        batch = self.settings.batch_at(self.own_steps)
+        part = self.group.share(batch)
+        own = (reverse and self._reverse(reverse, batch, part)) + self._forward(1 - reverse, batch, part)
         loss, asking = sum_gradients(self.flow.parameters(), [own, float(asked)], self.group)
         return loss, asking > 0
 
+    def _reverse(self, weight: float, batch: int, part: range) -> float:
+        """This rank's part of the reverse divergence: its gradient is added to `.grad`, its value returned."""
+        estimator = self.settings.estimator
+        if not part:
+            if estimator in NEED_MEAN:
+                self.group.sum(torch.zeros((), dtype=torch.float64))
+            return 0.0
+        white = noise(self.flow, self.seed, self.done, batch, part)
+        surrogate, value = ESTIMATORS[estimator](self.flow, self.target, white, batch, self.group.sum)
+        (surrogate * weight).backward()
+        return float(value) * weight
+
+    def _forward(self, weight: float, batch: int, part: range) -> float:
+        """The same of the forward divergence, on stored configurations."""
+        if not part or self.data is None:
+            return 0.0
+        x = self.data.draw(self.done, batch, part).to(next(self.flow.parameters()))
+        surrogate, value = forward(self.flow, self.target, x, batch)
+        (surrogate * weight).backward()
+        return float(value) * weight
+
     def _progress(self) -> str:
         place = f" in {self.good}" if self.good and not self._unsaved() else ""
-        return f"{self.done} of {self.settings.steps} training steps are done{place}"
+        return f"{self.done} of {self.stages[-1].end} training steps are done{place}"
 
     def _unsaved(self) -> bool:
         return self.good is None or ckpt.step_of(self.good) != self.done
@@ -203,13 +281,15 @@ class _Training:
             "step": self.done,
             "loss": float(np.mean(self.losses)),
             "grad_norm": self.norm,
-            "lr": settings.lr_at(self.done - 1),
-            "batch": settings.batch_at(self.done - 1),
+            "lr": settings.lr_at(self.own_steps - 1),
+            "batch": settings.batch_at(self.own_steps - 1),
             "ess": self.summary.ess,
             "ess_error": self.summary.ess_error,
             "ess_draws": self.summary.n,
             "log_z": self.summary.log_z,
             "seconds": self.seconds,
         }
+        if self.whole.stage:
+            record["stage"] = self.stage.number
         self.losses = []
         return record

@@ -1,30 +1,54 @@
-"""Two estimators of the gradient of the reverse Kullback-Leibler divergence.
+"""Estimators of the gradients of both Kullback-Leibler divergences between a flow q and the target's density p / Z.
 
-`KL(q || p) = < log q(x) - log p(x) >_q + log Z`, x = T(z) with z noise. No data are needed. The mean over a batch is a
-sum divided by `batch`, the configurations of all ranks; `noise` holds this rank's. Default: they are all there are.
+Reverse, `KL(q || p/Z) = < log q(x) - log p(x) >_q + log Z`, x = T(z) with z noise; no data are needed. With
+`f = log q(x) - log p(x)` and, at fixed x, the score `d log q / dx` and the force `d log p / dx`, one configuration gives
+
+    P = (score - force) . dx/dtheta        the path term
+    s = d log q(x; theta) / dtheta         the score function, at fixed x;  < s >_q = 0
+
+and each estimator is a mean of a combination of the two: reparametrised `P + s`; path `P`, which is reparametrised
+with the control variate s; log-variance `(f - < f >) s`. Forward, `KL(p/Z || q) = < log p(x) - log q(x) >_p - log Z`, needs
+configurations x of the target: `- s` there.
+
+A mean over a batch is a sum divided by `batch`, the configurations of all ranks; `noise` holds this rank's. Default:
+they are all there are. Every estimator returns (surrogate, loss): one has the gradient that is meant, the other the value.
 """
+
+from collections.abc import Callable
 
 from torch import Tensor
 
 from ..flows import Flow
 from ..targets import Target
 
+Sum = Callable[[Tensor], Tensor]  # over the ranks
+
+
+def _alone(x: Tensor) -> Tensor:
+    return x
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum over the sites, `[batch]`."""
+    return (a * b).flatten(1).sum(1)
+
 
 def reparametrised(
-    flow: Flow, target: Target, noise: Tensor, batch: int | None = None
+    flow: Flow, target: Target, noise: Tensor, batch: int | None = None, total: Sum = _alone
 ) -> tuple[Tensor, Tensor]:
-    """Total derivative of `mean(log q(x) - log p(x))` through x = T(z). Returns (surrogate, loss)."""
+    """Total derivative of `mean f` through x = T(z)."""
     x, log_q = flow.push(noise)
     loss = (log_q - target.log_prob(x)).sum() / (batch or len(noise))
     return loss, loss.detach()
 
 
-def path(flow: Flow, target: Target, noise: Tensor, batch: int | None = None) -> tuple[Tensor, Tensor]:
-    """The path gradient ("sticking the landing", 1703.09194; for flows 2207.08219).
+def path(
+    flow: Flow, target: Target, noise: Tensor, batch: int | None = None, total: Sum = _alone
+) -> tuple[Tensor, Tensor]:
+    """The path gradient `mean P` ("sticking the landing", 1703.09194; for flows 2207.08219).
 
-    `< (d log q / dx - d log p / dx) . dx / d theta >`: the total derivative less the score term
-    `d log q(x; theta) / d theta` at fixed x, whose mean is zero but whose variance is not. At q = p the
-    estimate is zero draw by draw. Returns (surrogate, loss): the surrogate has this gradient, not this value.
+    The total derivative less the score function, whose mean is zero but whose variance is not. At q = p the
+    estimate is zero draw by draw.
     """
     x, log_q, score = flow.push_with_score(noise)
     fixed, batch = x.detach(), batch or len(noise)
@@ -32,4 +56,33 @@ def path(flow: Flow, target: Target, noise: Tensor, batch: int | None = None) ->
     return surrogate, (log_q.detach() - target.log_prob(fixed)).sum() / batch
 
 
-ESTIMATORS = {"reparametrised": reparametrised, "path": path}
+def log_variance(
+    flow: Flow, target: Target, noise: Tensor, batch: int | None = None, total: Sum = _alone
+) -> tuple[Tensor, Tensor]:
+    """`sum (f - mean f) s / (batch - 1)`: half the gradient of `var f` at fixed draws (VarGrad, 2010.10436, eq. 6).
+
+    The same numbers are REINFORCE with the mean of the other draws as baseline (2202.01314, eq. 23): unbiased, without
+    the force, zero at q = p draw by draw. s comes without an inverse: `log q(T(z)) - score . T(z)` has the gradient s, for
+    the total derivative of log q is s plus that by way of x. The mean is that of the global batch, by `total`.
+    """
+    x, log_q, score = flow.push_with_score(noise)
+    fixed, batch = x.detach(), batch or len(noise)
+    f = log_q.detach() - target.log_prob(fixed)
+    loss = f.sum() / batch
+    mean = total(loss.clone())
+    surrogate = ((f - mean) * (log_q - _dot(score, x))).sum() / max(1, batch - 1)
+    return surrogate, loss
+
+
+def forward(flow: Flow, target: Target, x: Tensor, batch: int | None = None) -> tuple[Tensor, Tensor]:
+    """Gradient of `-mean log q(x)` over configurations x of the target; the loss is `mean(log p - log q)`.
+
+    That loss has the same gradient, and is constant, log Z, where q = p.
+    """
+    batch = batch or len(x)
+    log_q = flow.log_prob(x)
+    return -log_q.sum() / batch, (target.log_prob(x) - log_q.detach()).sum() / batch
+
+
+ESTIMATORS = {"reparametrised": reparametrised, "path": path, "log_variance": log_variance}
+NEED_MEAN = {"log_variance"}  # call `total` once with one number, as ranks without a configuration must too

@@ -7,7 +7,7 @@ configurations `[batch r / R, batch (r + 1) / R)` and draws only the pieces that
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,11 +47,13 @@ ALONE = Group()
 
 def noise(flow: Flow, seed: int, step: int, batch: int, part: range) -> Tensor:
     """White noise of the configurations `part` (not empty) of the global batch of `step`, `[len(part), *shape]`."""
+    return cut(batch, part, lambda j, n: flow.noise(n, stream(seed, Purpose.TRAIN, step, j)))
+
+
+def cut(batch: int, part: range, piece: Callable[[int, int], Tensor]) -> Tensor:
+    """Rows `part` (not empty) of a global batch whose piece j, of n rows, is `piece(j, n)`; only those needed are made."""
     first, last = part.start // PIECE, (part.stop - 1) // PIECE
-    pieces = [
-        flow.noise(min(PIECE, batch - PIECE * j), stream(seed, Purpose.TRAIN, step, j))
-        for j in range(first, last + 1)
-    ]
+    pieces = [piece(j, min(PIECE, batch - PIECE * j)) for j in range(first, last + 1)]
     return torch.cat(pieces)[part.start - PIECE * first : part.stop - PIECE * first]
 
 

@@ -1,12 +1,14 @@
 """What `[train]` in a deck may say, and the schedules that follow from it. Schedules count steps, never seconds."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from ..errors import InputError
 from ..spec import Spec
+
+WHOLE = {"stage", "precision", "threads", "keep"}  # what a stage cannot change
 
 
 class TrainSettings(Spec):
@@ -14,9 +16,18 @@ class TrainSettings(Spec):
 
     `steps`: optimiser steps. `batch`: a number, or a schedule `[[fraction, batch], ...]`, the batch used
     from that fraction of all steps on. `lr`: Adam's rate at its peak, reached after `warmup` steps, then falling
-    to 0 with half a cosine (`decay = "constant"`: staying). `clip`: largest norm of the gradient. `estimator`:
-    "path" (sticking the landing) or "reparametrised". ESS is measured on `evaluate_draws` draws every
-    `evaluate_every` steps, a checkpoint written every `checkpoint_every`, the last `keep` of which stay.
+    to 0 with half a cosine (`decay = "constant"`: staying). `clip`: largest norm of the gradient. `estimator` of the
+    reverse divergence's gradient: "path" (sticking the landing), "reparametrised" or "log_variance". ESS is measured on
+    `evaluate_draws` draws every `evaluate_every` steps, a checkpoint written every `checkpoint_every`, the last `keep` of
+    which stay.
+
+    `objective`: "reverse" KL divergence, which needs no data; "forward", over configurations of the stored ensemble
+    `data` (a path, as seen from the run folder or from here), `batch` of them a step; or "mixed", `alpha` forward +
+    (1 - alpha) reverse, `batch` of either. `thin`: of each of its chains every thin-th step is used. `augment`: every
+    configuration is moved by a random translation, reflection and rotation of the lattice, and half of them by phi -> -phi.
+
+    `stage`: a plan, walked in order (`training/stages.py`). Each stage is a table of these keys, but for `precision`,
+    `threads` and `keep`; what it does not say is said here. Also `target`, any keys of the target's table.
     """
 
     steps: int = Field(gt=0)
@@ -25,13 +36,19 @@ class TrainSettings(Spec):
     warmup: int = Field(100, ge=0)
     decay: Literal["cosine", "constant"] = "cosine"
     clip: float = Field(10.0, gt=0)
-    estimator: Literal["path", "reparametrised"] = "path"
+    estimator: Literal["path", "reparametrised", "log_variance"] = "path"
+    objective: Literal["reverse", "forward", "mixed"] = "reverse"
+    alpha: float = Field(0.5, gt=0, lt=1)
+    data: str | None = None
+    thin: int = Field(1, ge=1)
+    augment: bool = True
     precision: Literal["float32", "float64"] = "float32"
     evaluate_every: int = Field(500, gt=0)
     evaluate_draws: int = Field(16384, ge=1024)
     checkpoint_every: int = Field(500, gt=0)
     keep: int = Field(3, ge=1)
     threads: int = Field(1, ge=1)
+    stage: tuple[dict[str, Any], ...] = ()
 
     def model_post_init(self, context) -> None:
         schedule = self.batches
@@ -41,6 +58,28 @@ class TrainSettings(Spec):
                 f"train.batch = {self.batch}: expected a positive number or [[0.0, batch], [fraction, batch], ...] "
                 "with fractions rising from 0 and below 1"
             )
+        for settings in self.stages():  # raises
+            if settings.objective != "reverse" and settings.data is None:
+                raise InputError(
+                    f"train.objective = '{settings.objective}' learns from configurations: say where they are, "
+                    "for example train.data = 'ensembles/hmc' (latticeflow sample RUN --sampler hmc --draws N)"
+                )
+
+    def stages(self) -> "tuple[TrainSettings, ...]":
+        """The settings of each stage, these where there are none. Raises `InputError` naming stage and key."""
+        return tuple(self._of_stage(k, table) for k, table in enumerate(self.stage, start=1)) or (self,)
+
+    def _of_stage(self, number: int, table: dict[str, Any]) -> "TrainSettings":
+        fixed = sorted(WHOLE & set(table))
+        if fixed:
+            raise InputError(
+                f"train.stage {number}: '{fixed[0]}' is the same for all stages; set train.{fixed[0]}"
+            )
+        own = {key: getattr(self, key) for key in type(self).model_fields if key != "stage"}
+        try:
+            return TrainSettings(**own | {key: value for key, value in table.items() if key != "target"})
+        except InputError as error:
+            raise InputError(f"train.stage {number}: {error}") from None
 
     @property
     def batches(self) -> tuple[tuple[float, int], ...]:
