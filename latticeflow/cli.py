@@ -121,6 +121,12 @@ def measure(
     pyerrors: Annotated[
         bool, typer.Option("--pyerrors", help="Beside our estimates those of pyerrors (extra 'analysis').")
     ] = False,
+    forward: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Estimate ESS and log Z also at this sampler's draws, e.g. hmc: sees dropped modes."
+        ),
+    ] = None,
 ) -> None:
     """Print every observable of an ensemble with its error and autocorrelation time; also under mpirun.
 
@@ -128,7 +134,7 @@ def measure(
     """
     from .analysis.measure import measure_run
 
-    measure_run(run, sampler=sampler, pyerrors=pyerrors)
+    measure_run(run, sampler=sampler, pyerrors=pyerrors, forward=forward)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from ..production.ranks import Ranks
 from ..run import Run
 from ..statistics import bracket
 from .estimates import TAU, Row, estimates, virial_check
+from .forward import forward_run
 from .series import Series, open_ensemble
 
 
@@ -50,12 +51,15 @@ def by_pyerrors(series: Series, row: Row) -> str:
     return bracket(obs.value, obs.dvalue)
 
 
-def measure_run(run: Path | str, sampler: str = "flow", pyerrors: bool = False) -> dict[str, Row]:
+def measure_run(
+    run: Path | str, sampler: str = "flow", pyerrors: bool = False, forward: str | None = None
+) -> dict[str, Row]:
     """Print every observable of an ensemble with its error and tau_int, and the virial check; return them.
 
     Under mpirun every rank calls this and measures its part of the blocks that have not been; rank 0 then estimates
     and prints, the others return no rows. Memory does not grow with the number of draws, unless `pyerrors` asks for a
-    column with that package's estimates beside ours: it takes whole series.
+    column with that package's estimates beside ours: it takes whole series. `forward`: another sampler of the run, at whose
+    configurations ESS and log Z are estimated as well and compared (`analysis.forward`).
     Raises `InputError` where the run or the ensemble does not exist, or pyerrors is asked for and not installed.
     """
     ranks = Ranks.world()
@@ -69,6 +73,8 @@ def measure_run(run: Path | str, sampler: str = "flow", pyerrors: bool = False) 
     if ranks.root:
         rows = estimates(series)
         _print(series, rows, pyerrors)
+        for line in forward_run(opened, sampler, forward).lines() if forward else []:
+            console().print(line)
     ranks.barrier()
     return rows
 

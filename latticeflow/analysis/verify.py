@@ -149,7 +149,7 @@ def _ensemble(run: Run, path: Path, sample: float, ranks: Ranks, device: str) ->
     try:
         ensemble = Ensemble.open(path)
         _require_deck(run.deck, ensemble)
-        sampler = _sampler(run, ensemble, device)
+        sampler = sampler_of(run, ensemble, device)
     except LatticeflowError as error:  # the same on every rank
         if ranks.root:
             found.problems.append(str(error))
@@ -191,7 +191,7 @@ def _choose(ensemble: Ensemble, sample: float) -> set[Key]:
     return {present[i] for i in order}
 
 
-def _sampler(run: Run, ensemble: Ensemble, device: str) -> Sampler:
+def sampler_of(run: Run, ensemble: Ensemble, device: str) -> Sampler:
     """The ensemble's sampler with the weights that drew it. Raises `StoreError` where they are not there."""
     spec = ensemble.spec
     if not spec.needs_flow:

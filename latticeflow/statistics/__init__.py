@@ -3,16 +3,18 @@
 from .autocorrelation import Estimate, TauInt, autocorrelation, mean, tau_int
 from .jackknife import Bins, jackknife
 from .notation import bracket
-from .weights import WeightSummary, WeightSums, summarise_weights
+from .weights import ForwardSummary, WeightSummary, WeightSums, forward_weights, summarise_weights
 
 __all__ = [
     "Bins",
     "Estimate",
+    "ForwardSummary",
     "TauInt",
     "WeightSummary",
     "WeightSums",
     "autocorrelation",
     "bracket",
+    "forward_weights",
     "jackknife",
     "mean",
     "summarise_weights",
