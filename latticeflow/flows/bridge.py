@@ -119,6 +119,10 @@ class Bridge:
         x = x.double()
         return (1 - b) * self.base.action(x) - b * self.target.log_prob(x)
 
+    def force(self, x: Tensor, b: float) -> Tensor:
+        """`-dS_b/dx`, shape of x `[n, *shape]`."""
+        return (1 - b) * self.base.force(x) + b * self.target.force(x)
+
     def at(self, z: Tensor, x: Tensor | None = None) -> Walkers:
         """Walkers at z; `x`: A z, where it is known."""
         x = self.colour(z) if x is None else x

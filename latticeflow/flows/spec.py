@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from ..lattice import Lattice
 from ..spec import Registry, Spec
+from ..targets import LatticeTarget
 
 
 class FlowSpec(Spec):
@@ -13,6 +14,10 @@ class FlowSpec(Spec):
 
     def build(self, lattice: Lattice, seed: int):
         raise NotImplementedError
+
+    def build_for(self, target: LatticeTarget, seed: int):
+        """The flow for one target; most know of its lattice only."""
+        return self.build(target.lattice, seed)
 
 
 flows: Registry[FlowSpec] = Registry("flow")

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..flows import Flow
+from ..flows.stochastic import StochasticFlow
 from ..targets import Target
 
 Sum = Callable[[Tensor], Tensor]  # over the ranks
@@ -50,6 +51,9 @@ def path(
     The total derivative less the score function, whose mean is zero but whose variance is not. At q = p the
     estimate is zero draw by draw.
     """
+    if isinstance(flow, StochasticFlow):  # a path term for each of its blocks
+        surrogate, f = flow.path_terms(noise, target)
+        return surrogate.sum() / (batch or len(noise)), f.sum() / (batch or len(noise))
     x, log_q, score = flow.push_with_score(noise)
     fixed, batch = x.detach(), batch or len(noise)
     surrogate = ((score - target.force(fixed)) * x).sum() / batch
