@@ -23,7 +23,7 @@ def train_for(spec: FlowSpec, target: LatticeTarget, seconds: float, seed: int =
     common = dict(evaluate_every=10**9, evaluate_draws=1024, **settings)
 
     def run(steps: int):
-        flow = spec.build(target.lattice, seed)
+        flow = spec.build_for(target, seed)
         records = []
         train(flow, target, TrainSettings(steps=steps, **common), seed=seed, report=records.append)
         return flow, records[-1]["seconds"]

@@ -20,6 +20,7 @@ _HOME = {
     "targets": ["FreeField", "Phi4", "Target"],
     "observables": ["measure", "observables"],
     "flows": ["Affine", "Flow", "Split", "Tutorial"],
+    "flows.stochastic": ["Stochastic"],
     "samplers": [
         "AnnealedSpec",
         "Draws",
