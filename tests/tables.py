@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from latticeflow.flows import Affine, AffineCoupling, Split, SplitLayer, Symmetrised, Tutorial
+from latticeflow.flows import Affine, AffineCoupling, Continuous, Split, SplitLayer, Symmetrised, Tutorial
 from latticeflow.flows.networks import conv_net
 from latticeflow.lattice import Lattice
 from latticeflow.random import Purpose, stream
@@ -32,6 +32,12 @@ FLOWS = {
         (Split(layers=2, partitions=("axis2", "parity")), (2, 2, 4), True),
         (Split(layers=1, partitions=("axis3",)), (2, 2, 2, 2), True),
         (Split(layers=2, base="mean_field"), (4, 4), True),
+    ],
+    "continuous": [
+        (Continuous(steps=30, solver="rk6"), (5,), True),
+        (Continuous(sines=3, modes=2, steps=30, solver="rk6", base="white"), (4, 6), True),
+        (Continuous(sines=2, steps=20, solver="rk6"), (2, 4, 3), True),
+        (Continuous(sines=1, modes=1, steps=60), (2, 2, 2, 2), True),
     ],
     "affine": [
         (Affine(layers=2, hidden=(3,)), (6,), False),

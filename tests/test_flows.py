@@ -25,7 +25,9 @@ def build(spec, shape, scale=0.15) -> Flow:
 
 
 def test_every_registered_flow_has_a_row():
-    paths = {"stochastic"}  # no density at given x, which is what the rows are tested by: tests/test_stochastic.py
+    paths = {
+        "stochastic"
+    }  # no density at given x, which is what the rows are tested by: tests/test_stochastic.py
     assert set(flows.classes) == set(FLOWS) | paths
 
 
@@ -45,7 +47,9 @@ def test_score_is_the_gradient_of_log_prob(spec, shape, z2):
     torch.testing.assert_close((x, log_q), flow.push(noise))
     end = x.detach().requires_grad_(True)
     (expected,) = torch.autograd.grad(flow.log_prob(end).sum(), end)
-    torch.testing.assert_close(score, expected, rtol=1e-8, atol=1e-8)
+    # a solver in steps carries the score to its own order, not to rounding
+    tolerance = 1e-4 if flow.approximate else 1e-8
+    torch.testing.assert_close(score, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("spec, shape, z2", ALL)
@@ -117,12 +121,12 @@ class WithoutLogDet(SiteMap):
         return x, torch.zeros_like(log_det)
 
 
-def integral(flow, sites: int) -> float:
+def integral(flow, sites: int, points: int = 901) -> float:
     """`integral exp(log q)` by the trapezoid rule, exponentially accurate for smooth decaying functions."""
-    grid = torch.linspace(-9, 9, 901, dtype=torch.float64)
-    points = torch.cartesian_prod(*[grid] * sites).reshape(-1, sites)
+    grid = torch.linspace(-9, 9, points, dtype=torch.float64)
+    sites_grid = torch.cartesian_prod(*[grid] * sites).reshape(-1, sites)
     with torch.no_grad():
-        return float(flow.log_prob(points).exp().sum() * (grid[1] - grid[0]) ** sites)
+        return float(flow.log_prob(sites_grid).exp().sum() * (grid[1] - grid[0]) ** sites)
 
 
 @pytest.mark.parametrize("base", [WhiteNoise, Spectrum])
@@ -135,8 +139,8 @@ def test_density_is_normalised_on_one_site(base):
 
 @pytest.mark.parametrize("spec", [rows[0][0] for rows in FLOWS.values()], ids=list(FLOWS))
 def test_density_is_normalised_on_two_sites(spec):
-    flow = build(spec.model_copy(update={"layers": 2}), (2,))
-    assert integral(flow, 2) == pytest.approx(1, abs=1e-6)
+    flow = build(spec.model_copy(update={"layers": 2}) if "layers" in type(spec).model_fields else spec, (2,))
+    assert integral(flow, 2, points=121 if flow.approximate else 901) == pytest.approx(1, abs=1e-6)
 
 
 def test_tutorial_flow_is_that_of_2101_08176():

@@ -3,6 +3,7 @@
 from ..spec import import_all
 from .affine import Affine, AffineCoupling, Tutorial
 from .base import MeanField, Spectrum, WhiteNoise
+from .continuous import Continuous, ContinuousLayer
 from .flow import Flow, Layer
 from .spec import FlowSpec, flows
 from .split import Split, SplitLayer
@@ -13,6 +14,8 @@ import_all(__name__, __path__)
 __all__ = [
     "Affine",
     "AffineCoupling",
+    "Continuous",
+    "ContinuousLayer",
     "Flow",
     "FlowSpec",
     "Layer",

@@ -13,6 +13,7 @@ from ..random import normal
 from ..transforms import mixture
 from ..transforms.fourier import fourier_scale
 from ..transforms.sums import site_sum
+from .travel import require_same_dim, travel_spectrum
 
 
 class WhiteNoise(nn.Module):
@@ -27,6 +28,10 @@ class WhiteNoise(nn.Module):
         super().__init__()
         self.lattice = lattice
         self.register_buffer("like", torch.zeros(()), persistent=False)
+
+    def adopt(self, previous: "WhiteNoise") -> None:
+        """The weights of the same base on another lattice."""
+        require_same_dim(previous.lattice, self.lattice)
 
     def noise(self, n: int, rng: np.random.Generator) -> Tensor:
         """White noise `[n, *shape]`."""
@@ -74,6 +79,13 @@ class Spectrum(WhiteNoise):
         values[self.orbit.cpu().flatten()] = log_amplitude.flatten()
         self.log_amplitude_of_orbit.copy_(values)
 
+    def adopt(self, previous: WhiteNoise) -> None:
+        """log A(k), interpolated between the momenta of the other lattice."""
+        assert isinstance(previous, Spectrum)
+        values = travel_spectrum(previous.log_amplitude_of_orbit, previous.lattice, self.lattice)
+        with torch.no_grad():
+            self.log_amplitude_of_orbit.copy_(values)
+
     @property
     def log_amplitude(self) -> Tensor:
         """`log A(k)`, `[*shape]`."""
@@ -112,6 +124,16 @@ class MeanField(Spectrum):
         self.peak_logit = nn.Parameter(torch.zeros(peaks))
         self.peak_field = nn.Parameter(c / math.sqrt(lattice.volume))
         self.peak_log_width = nn.Parameter(0.5 * torch.log1p(-c.square()))
+
+    def adopt(self, previous: WhiteNoise) -> None:
+        """As `Spectrum`; the field of the wells stays, whatever the volume."""
+        super().adopt(previous)
+        assert isinstance(previous, MeanField)
+        with torch.no_grad():
+            amplitude = (previous.log_amplitude_of_orbit[0] - self.log_amplitude_of_orbit[0]).exp()
+            self.peak_logit.copy_(previous.peak_logit)
+            self.peak_field.copy_(previous.peak_field * amplitude)
+            self.peak_log_width.copy_(previous.peak_log_width)
 
     @torch.no_grad()
     def set_wells(self, field: float) -> None:

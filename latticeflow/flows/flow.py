@@ -1,5 +1,6 @@
 """A flow: a base density and a sequence of invertible layers."""
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .base import WhiteNoise
 
 
@@ -14,8 +16,18 @@ class Layer(nn.Module):
     """An invertible map of fields x `[batch, *event_shape]`.
 
     `forward(x) -> (y, log_det)` with `log_det = log |det dy/dx|`, `[batch]`; `inverse(y) -> (x, log_det)` with
-    the log_det of the inverse, `log |det dx/dy|`.
+    the log_det of the inverse, `log |det dx/dy|`. `approximate`: log_det is an
+    integral in steps, which `refine` makes finer.
     """
+
+    approximate: bool = False
+
+    def refine(self, factor: float) -> None:
+        """`factor` times as many steps, where there are any."""
+
+    def adopt(self, previous: "Layer") -> None:
+        """The weights of a layer of the same kind on another lattice; here: of a layer that knows of no lattice."""
+        self.load_state_dict(previous.state_dict())
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -97,5 +109,50 @@ class Flow(nn.Module):
         z, log_det = self.inverse(x)
         return self.base.log_prob(z) + log_det
 
+    @property
+    def approximate(self) -> bool:
+        """Whether the density is one only up to the error of a solver; `density_error` measures it."""
+        return any(layer.approximate for layer in self.layers)
+
+    def refine(self, factor: float = 1.5) -> None:
+        """`factor` times as many steps in every layer that is solved in steps."""
+        for layer in self.layers:
+            layer.refine(factor)
+
+    @torch.no_grad()
+    def density_error(self, x: Tensor, log_q: Tensor) -> Tensor:
+        """`|log q(x) - log q'(x)|`, q' the same flow at twice the resolution, float64 `[batch]`; zero for exact flows.
+
+        `x`, `log_q`: draws of this flow.
+        """
+        if not self.approximate:
+            return torch.zeros_like(log_q)
+        finer = copy.deepcopy(self)
+        finer.refine(2)
+        return (finer.log_prob(x) - log_q).abs()
+
+    @torch.no_grad()
+    def adopt(self, previous: "Flow") -> None:
+        """Go on from the weights of a flow on another lattice (or the same one).
+
+        Kernels keep their values as functions of displacement (zero beyond the old reach), spectra are interpolated in
+        momentum, everything else is copied. Raises `InputError` where the two differ in kind or dimensions.
+        """
+        pairs = [(self.base, previous.base), *zip(self.layers, previous.layers)]
+        if len(self.layers) != len(previous.layers) or any(type(a) is not type(b) for a, b in pairs):
+            raise InputError(
+                f"a flow of {_kinds(self)} cannot adopt the weights of one of {_kinds(previous)}: expected the same kinds"
+            )
+        try:
+            for mine, other in pairs:
+                mine.adopt(other)
+        except RuntimeError as error:  # torch's, of tensors that do not fit
+            raise InputError(f"the weights of the earlier flow do not fit: {error}") from None
+
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+def _kinds(flow: Flow) -> str:
+    names = [type(flow.base).__name__, *(type(layer).__name__ for layer in flow.layers)]
+    return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))

@@ -28,6 +28,7 @@ from ..transforms.harmonic import (
 from .base import BaseName, make_base
 from .flow import Flow, Layer
 from .spec import FlowSpec, flows
+from .travel import travel_kernel
 
 
 def partition(lattice: Lattice, name: str) -> np.ndarray:
@@ -62,6 +63,7 @@ class SplitLayer(Layer):
         d = (x[None, : self.n_half] - x[self.n_half :, None]) % np.array(lattice.shape)
         orbit = lattice.displacement_orbits[tuple(np.moveaxis(d, -1, 0))]
         labels, orbit = np.unique(orbit, return_inverse=True)
+        self.lattice, self.labels = lattice, labels
         self.register_buffer("orbit", torch.from_numpy(orbit.reshape(-1)), persistent=False)
 
         self.sines = sines
@@ -98,6 +100,16 @@ class SplitLayer(Layer):
         for f, (part, cos) in enumerate(zip(rest, cosines(source, w, self.sines)), start=1):
             total = total + f * w * cos * part
         return total
+
+    def adopt(self, previous: Layer) -> None:
+        """Kernels as functions of displacement, everything else copied."""
+        assert isinstance(previous, SplitLayer)
+        state = previous.state_dict()
+        orbits = int(previous.lattice.displacement_orbits.max()) + 1
+        whole = state["kernel"].new_zeros(*state["kernel"].shape[:-1], orbits)
+        whole[..., previous.labels] = state["kernel"]
+        kernel = travel_kernel(whole, previous.lattice, self.lattice)[..., self.labels]
+        self.load_state_dict({**state, "kernel": kernel})
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.flatten(1).index_select(1, self.order).split(self.n_half, dim=1)

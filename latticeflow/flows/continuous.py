@@ -1,0 +1,266 @@
+"""The equivariant continuous flow: a field that drifts along global symmetric kernels of local features.
+
+`d phi(s) / dt = sum_{s'} sum_{f=0}^F K_f(s - s'; t) f_f(phi(s'))`, 0 <= t <= 1, features `f_0 = phi`, `f_f = sin(f w phi)`
+
+(2110.02673, 2207.00283, there with independent frequencies), with kernels `K_f(d; t) = sum_b W_fb(orbit of d) cos(pi b t)`,
+functions of the displacement's orbit under the point group of the lattice's shape. Odd in phi and translation invariant:
+Z2 and all symmetries of the lattice are exact. `log |det dphi(1)/dphi(0)| = int dt sum_f K_f(0; t) sum_s f_f'(phi(s))`.
+
+Time goes in `steps` Runge-Kutta steps. The inverse undoes each step to rounding, so that density and draws belong to one
+another as in any other flow; but the log-determinant is an integral by the same steps, and as exact as they are
+fine. `Flow.density_error` measures that at twice the resolution.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..errors import LatticeflowError
+from ..lattice import Lattice
+from ..random import Purpose, stream, uniform
+from ..transforms import runge_kutta
+from ..transforms.convolution import eigenvalues, to_momentum, to_position
+from .base import BaseName, make_base
+from .flow import Flow, Layer
+from .spec import FlowSpec, flows
+from .travel import travel_kernel
+
+ITERATIONS = 60  # of the inverse of one step; each gains a factor of some h^order, and most steps need two
+
+
+class _Features:
+    """Features at x `[V, batch]`: `value`, its derivative `slope` and its transform `momentum`, each `[1 + F, V, batch]`."""
+
+    def __init__(self, lattice: Lattice, x: Tensor, w: Tensor, sines: int):
+        self.value, self.slope = (x.new_empty(1 + sines, *x.shape) for _ in range(2))
+        self.value[0], self.slope[0] = x, 1
+        if sines:
+            angle = w * x
+            cosine = angle.cos()
+            sin, cos = [torch.zeros_like(x), angle.sin()], [torch.ones_like(x), cosine]
+            twice = 2 * cosine
+            for f in range(1, sines + 1):
+                if f > 1:
+                    sin.append(torch.addcmul(-sin[-2], twice, sin[-1]))
+                    cos.append(torch.addcmul(-cos[-2], twice, cos[-1]))
+                self.value[f] = sin[f]
+                torch.mul(cos[f], f * w, out=self.slope[f])
+        self.momentum = to_momentum(lattice, self.value)
+
+
+class _Drift(torch.autograd.Function):
+    """`(v, divergence)` of the module's docstring at one time, from features that were computed before.
+
+    x `[V, batch]`, `kernel` eigenvalues `[1 + F, V]`, `origin` K_f(0) `[1 + F]`, w; v `[V, batch]`, divergence float64
+    `[batch]`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, kernel: Tensor, origin: Tensor, w: Tensor, lattice: Lattice, features: _Features
+    ):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, kernel, origin, w)
+        ctx.lattice, ctx.features = lattice, features
+        v = kernel[0, :, None] * features.momentum[0]
+        for k, momentum in zip(kernel[1:], features.momentum[1:]):
+            v.addcmul_(k[:, None], momentum)
+        divergence = torch.tensordot(origin, features.slope, 1).sum(0, dtype=torch.float64)
+        return to_position(lattice, v), divergence
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_v: Tensor | None, grad_divergence: Tensor | None):  # type: ignore[override]
+        x, kernel, origin, w = ctx.saved_tensors
+        features = ctx.features
+        grad_x, grad_w = torch.zeros_like(x), torch.zeros_like(w)
+        grad_kernel, grad_origin = torch.zeros_like(kernel), torch.zeros_like(origin)
+        if grad_v is not None:
+            momentum = to_momentum(ctx.lattice, grad_v)
+            grad_kernel = torch.einsum("fvb,vb->fv", features.momentum, momentum)
+            back = to_position(ctx.lattice, kernel[..., None] * momentum).mul_(features.slope)
+            grad_x = back.sum(0)
+            grad_w = (back[1:].sum(0) * x).sum() / w
+        if grad_divergence is not None:
+            g = grad_divergence.to(x.dtype)
+            f = torch.arange(len(origin), dtype=x.dtype, device=x.device)
+            curve = torch.tensordot(
+                origin * f.square(), features.value, 1
+            )  # minus the second derivative, over w^2
+            grad_x = grad_x - g * w.square() * curve
+            grad_origin = torch.einsum("fvb,b->f", features.slope, g)
+            slopes = torch.tensordot(origin[1:], features.slope[1:], 1)
+            grad_w = grad_w + (g * (slopes / w - w * x * curve)).sum()
+        return grad_x, grad_kernel, grad_origin, grad_w, None, None
+
+
+class ContinuousLayer(Layer):
+    """The flow of the module's docstring, from t = 0 to t = 1. `modes`: cosines in time, b = 0, ..., modes - 1.
+
+    `steps` is a buffer and is saved with the weights, because `refine` raises it.
+    """
+
+    approximate = True
+    steps: Tensor
+
+    def __init__(self, lattice: Lattice, sines: int, modes: int, steps: int, solver: str, w: float):
+        super().__init__()
+        self.lattice, self.sines, self.modes = lattice, sines, modes
+        self.tableau = runge_kutta.TABLEAUS[solver]
+        orbits = int(lattice.displacement_orbits.max()) + 1
+        self.kernel = nn.Parameter(torch.zeros(1 + sines, modes, orbits))
+        self.log_w = nn.Parameter(torch.tensor(math.log(w)))
+        self.register_buffer("steps", torch.tensor(steps))
+
+    def refine(self, factor: float) -> None:
+        self.steps.copy_(torch.ceil(self.steps * factor))
+
+    def kernels_at(self, times: list[float]) -> tuple[Tensor, Tensor]:
+        """Eigenvalues `[times, 1 + F, V]` and values at d = 0 `[times, 1 + F]` of the kernels."""
+        kernel = self.kernel
+        t = torch.tensor(times, dtype=torch.float64).unsqueeze(1)
+        cosines = torch.cos(math.pi * torch.arange(self.modes) * t).to(kernel)
+        values = torch.einsum("tb,fbo->tfo", cosines, kernel)
+        return values @ eigenvalues(self.lattice, kernel.dtype, kernel.device), values[..., 0]
+
+    def _rate(self, steps: int, with_score: bool = False) -> runge_kutta.Rate:
+        """`(phi, log_det[, score]) -> d/dt`, kernels of all stages of all steps computed once."""
+        c = sorted({*self.tableau.c, *(1 - c for c in self.tableau.c)})  # the latter for steps backwards
+        # keyed by rounded times: what a step calls t + c h must find its kernel
+        times = {_key((k + one) / steps): (k + one) / steps for k in range(steps) for one in c}
+        kernels, origins = self.kernels_at(list(times.values()))
+        at = {key: i for i, key in enumerate(times)}
+        w = self.log_w.exp()
+
+        def rate(t: float, state: runge_kutta.State) -> runge_kutta.State:
+            i, x = at[_key(t)], state[0]
+            with torch.no_grad():
+                features = _Features(self.lattice, x, w, self.sines)
+            v, divergence = _Drift.apply(x, kernels[i], origins[i], w, self.lattice, features)
+            if not with_score:
+                return v, divergence
+            with torch.no_grad():
+                return v, divergence, self._score_rate(state[2], kernels[i], origins[i], w, features)
+
+        return rate
+
+    def _score_rate(
+        self, score: Tensor, kernel: Tensor, origin: Tensor, w: Tensor, features: _Features
+    ) -> Tensor:
+        """`d score / dt = -(dv/dphi)^T score - d divergence / dphi`, along the flow (2207.08219, 2207.00283 sec. IV)."""
+        back = to_position(self.lattice, kernel[..., None] * to_momentum(self.lattice, score))
+        frequency = w * torch.arange(len(origin), dtype=w.dtype, device=w.device)
+        return torch.tensordot(origin * frequency.square(), features.value, 1) - back.mul_(
+            features.slope
+        ).sum(0)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        steps = int(self.steps)
+        state: runge_kutta.State = (_batch_last(x), x.new_zeros(len(x), dtype=torch.float64))
+        rate = self._rate(steps)
+        for k in range(steps):
+            state = runge_kutta.step(rate, k / steps, 1 / steps, state, self.tableau)
+        y, log_det = state
+        return y.T.reshape(x.shape), log_det
+
+    def forward_with_score(self, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The score by the same Runge-Kutta steps: that of the density to the order of the solver, not to rounding."""
+        steps = int(self.steps)
+        state = (_batch_last(x), x.new_zeros(len(x), dtype=torch.float64), _batch_last(score))
+        rate = self._rate(steps, with_score=True)
+        for k in range(steps):
+            y, log_det, score = runge_kutta.step(rate, k / steps, 1 / steps, state, self.tableau)
+            state = (y, log_det.detach(), score)  # the path gradient has no use for that of log q
+        return y.T.reshape(x.shape), state[1], score.T.reshape(x.shape)
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Each step undone to rounding, the last first: x with `step(x) = y`, and minus the log_det of the steps.
+
+        A step back from y misses x by the solver's error in one step, and so does one from `step(x)` for any x nearby:
+        `x <- x + back(y) - back(step(x))` gains that factor each time. Differentiable in y and the
+        parameters, to the order of the solver. Raises `LatticeflowError` where it does not converge.
+        """
+        steps = int(self.steps)
+        rate = self._rate(steps)
+        state: runge_kutta.State = (_batch_last(y), y.new_zeros(y.shape[0], dtype=torch.float64))
+        for k in reversed(range(steps)):
+            state = self._undo(rate, k / steps, 1 / steps, state)
+        x, log_det = state
+        return x.T.reshape(y.shape), log_det
+
+    def _undo(
+        self, rate: runge_kutta.Rate, t: float, h: float, state: runge_kutta.State
+    ) -> runge_kutta.State:
+        """`(x, log_det)` at t from that at t + h."""
+        end, log_det = state
+        zero = torch.zeros_like(log_det)
+
+        def ahead(x: Tensor) -> tuple[Tensor, Tensor]:
+            moved, change = runge_kutta.step(rate, t, h, (x, zero), self.tableau)
+            return moved, change
+
+        def back(x: Tensor) -> Tensor:
+            return runge_kutta.step(rate, t + h, -h, (x, zero), self.tableau)[0]
+
+        first = back(end)
+        start = first.detach()
+        allowed = 4 * torch.finfo(end.dtype).eps * (1 + end.detach().abs().max())
+        for _ in range(ITERATIONS):
+            with torch.no_grad():
+                reached, change = ahead(start)
+                miss = (reached - end).abs().max()
+                if not miss > allowed:
+                    break
+                start = start + (first - back(reached))
+        else:
+            raise self._not_inverted(float(miss), float(allowed))
+        if torch.is_grad_enabled():  # once more, for the derivatives
+            start = start + first - back(ahead(start)[0])
+            change = ahead(start)[1]
+        return start, log_det - change
+
+    def _not_inverted(self, miss: float, allowed: float) -> LatticeflowError:
+        return LatticeflowError(
+            f"inverse of a step of the continuous flow: {miss:.2g} away after {ITERATIONS} iterations, allowed "
+            f"{allowed:.2g}. Are fields and weights finite? If so, {int(self.steps)} steps are too few for this flow"
+        )
+
+    def adopt(self, previous: Layer) -> None:
+        """Kernels as functions of displacement; frequency and number of steps copied."""
+        assert isinstance(previous, ContinuousLayer)
+        with torch.no_grad():
+            self.kernel.copy_(travel_kernel(previous.kernel, previous.lattice, self.lattice))
+            self.log_w.copy_(previous.log_w)
+            self.steps.copy_(previous.steps)
+
+
+def _batch_last(x: Tensor) -> Tensor:
+    return x.flatten(1).T.contiguous()
+
+
+def _key(t: float) -> int:
+    return round(t * 2**40)
+
+
+@flows.add("continuous")
+class Continuous(FlowSpec):
+    """The continuous flow. `sines` harmonics of one trainable frequency, `modes` cosines in time, `steps` steps of
+    `solver` to start with: where the density is not good to `train.density_tolerance`, training raises them.
+    """
+
+    sines: int = Field(4, ge=0)
+    modes: int = Field(3, ge=1)
+    steps: int = Field(10, ge=1)
+    solver: Literal["rk4", "rk6"] = "rk4"
+    base: BaseName = "spectrum"
+    base_m2: float = 1.0
+
+    def build(self, lattice: Lattice, seed: int) -> Flow:
+        # not far from 1: a period of about 6, some times a typical field
+        w = 0.95 + 0.1 * float(uniform(stream(seed, Purpose.INIT), (), dtype=torch.float64))
+        layer = ContinuousLayer(lattice, self.sines, self.modes, self.steps, self.solver, w)
+        return Flow(make_base(self.base, lattice, self.base_m2), [layer])
