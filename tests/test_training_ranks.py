@@ -3,11 +3,10 @@
 Ranks are threads here; tests/test_training_jobs.py starts mpirun and torchrun.
 """
 
-import threading
-
 import pytest
 import torch
 from tables import scramble
+from thread_ranks import Thread, on_ranks
 
 from latticeflow.errors import NumericalError, Stopped, TrainingDiverged
 from latticeflow.flows import Split
@@ -15,6 +14,7 @@ from latticeflow.lattice import Lattice
 from latticeflow.targets import Phi4
 from latticeflow.training import TrainSettings, evaluate, loop, train
 from latticeflow.training import checkpoint as ckpt
+from latticeflow.training.loss import log_variance
 from latticeflow.training.parallel import Group, noise, sum_gradients
 
 PHI4 = Phi4(shape=(4, 4), m2=-4.0, lam=8.0)
@@ -28,44 +28,6 @@ SETTINGS = TrainSettings(
     checkpoint_every=4,
     precision="float64",
 )
-
-
-class Thread(Group):
-    """A rank that is a thread; sums and broadcasts through a list that all of them see."""
-
-    def __init__(self, rank, size, slots, meet):
-        self.rank, self.size, self.slots, self.meet = rank, size, slots, meet
-
-    def _all(self, x):
-        self.slots[self.rank] = x.clone()
-        self.meet.wait(20)
-        every = [slot.clone() for slot in self.slots]
-        self.meet.wait(20)
-        return every
-
-    def sum(self, x):
-        return x.copy_(sum(self._all(x)))
-
-    def broadcast(self, x):
-        return x.copy_(self._all(x)[0])
-
-
-def on_ranks(size, work):
-    """`work(group)` on each of `size` ranks: list of what it returned or raised."""
-    slots, meet, found = [None] * size, threading.Barrier(size), [None] * size
-
-    def one(rank):
-        try:
-            found[rank] = work(Thread(rank, size, slots, meet))
-        except BaseException as error:
-            found[rank] = error
-
-    ranks = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    return found
 
 
 def new_flow():
@@ -135,10 +97,20 @@ def test_wrong_gradients_are_found(monkeypatch, fault, precision):
     assert torch.equal(found[0], found[1]) and not agree(found, wanted, precision)
 
 
-def test_more_ranks_than_configurations():
-    settings = SETTINGS.model_copy(update={"batch": 2})
+@pytest.mark.parametrize("estimator", ["path", "log_variance"])
+def test_more_ranks_than_configurations(estimator):
+    settings = SETTINGS.model_copy(update={"batch": 2, "estimator": estimator})
     found = on_ranks(3, lambda group: trained(group, settings))
     assert agree(found, trained(settings=settings), "float64")
+
+
+def test_log_variance_takes_the_mean_over_all_ranks(monkeypatch):
+    settings = SETTINGS.model_copy(update={"estimator": "log_variance"})
+    wanted = trained(settings=settings)
+    assert agree(on_ranks(3, lambda group: trained(group, settings)), wanted, "float64")
+    own_mean = {"log_variance": lambda *given: log_variance(*given[:4], total=lambda x: x * 3)}
+    monkeypatch.setattr(loop, "ESTIMATORS", own_mean)  # each rank's own mean: must fail
+    assert not agree(on_ranks(3, lambda group: trained(group, settings)), wanted, "float64")
 
 
 @pytest.mark.parametrize("batch", [1, 64, 65, 300])
