@@ -90,6 +90,22 @@ def test_a_flow_that_misses_a_well_is_seen_forward_only():
     assert "agree" in report.lines()[-1]
 
 
+def test_draws_where_the_target_has_nothing_are_seen_in_reverse_only():
+    """A tenth of the proposals elsewhere: forward, ESS = 1 and Z are 1 / 0.9 too large; no mode is called dropped."""
+    x = rng(78).normal(size=(256, 64))
+    elsewhere = rng(79).random(N) < 0.1
+    # log w = -log 0.9 where p is; there q = 0.9 p, but no forward draw is elsewhere
+    log_w = np.log(1 / 0.9) + 1e-3 * x
+    reverse = summarise_weights(np.where(elsewhere, -60.0, np.log(1 / 0.9)))
+    report = Forward("flow", "hmc", reverse, forward_weights(log_w))
+    assert (
+        sigmas(reverse.ess, 0.9, reverse.ess_error) < 4 and sigmas(reverse.log_z, 0, reverse.log_z_error) < 4
+    )
+    assert report.forward.ess > 0.99999 and not report.agree
+    assert "not as where a mode is dropped" in report.lines()[-1]
+    assert abs(1 - np.exp(report.reverse.log_z - report.forward.log_z) - 0.1) < 0.01
+
+
 def test_errors_respect_autocorrelation():
     """AR(1) chains, rho = 0.95^t: the error of log Z matches the scatter over 60 repetitions within 30 %.
 

@@ -2,7 +2,8 @@
 
 `ESS_rev = <w>_q^2 / <w^2>_q` from the flow's own draws and `ESS_fwd = 1 / (<w>_p <1/w>_p)` from draws of the target p
 estimate the same number. A flow that has dropped a mode looks well in the first alone: its weights are those of a
-smaller partition function, `log Z_rev < log Z_fwd = -log <1/w>_p` (2302.14082; 2107.00734).
+smaller partition function, `log Z_rev < log Z_fwd = -log <1/w>_p` (2302.14082; 2107.00734). The second in turn cannot see a
+share e of the flow's draws where the target has nothing: its ESS is then too large by 1 / (1 - e), its Z as well.
 """
 
 from collections.abc import Iterator
@@ -62,15 +63,16 @@ class Forward:
         ]
         if self.agree:
             return [*found, f"the two agree: {self.proposal} misses no mode that {self.source} has"]
-        if self.pull > 0 or self.log_z_pull < 0:
-            share = -np.expm1(min(0.0, a.log_z - b.log_z))
+        share = -np.expm1(-abs(a.log_z - b.log_z))
+        if self.pull >= ALARM:
             verdict = (
                 f"MODE DROPPED: {self.source} has configurations that {self.proposal} does not draw, about {share:.2g} of "
                 "the partition function; no correction of its draws brings them back"
             )
         else:
             verdict = (
-                f"THE TWO DISAGREE: {self.source} may not be distributed as the target, or is not thermalised"
+                f"THE TWO DISAGREE, but not as where a mode is dropped: about {share:.2g} of {self.proposal}'s draws may be "
+                f"where {self.source} has none, or {self.source} is not distributed as the target"
             )
         return [*found, verdict]
 
