@@ -164,3 +164,16 @@ def test_wells_of_the_base_lie_where_they_are_set():
     assert float(mean.min()) > 0.3
     with pytest.raises(InputError, match="not negative"):
         base.set_wells(-1.0)
+
+
+def test_wells_stay_where_the_lattice_grows():
+    """A base that adopts from half the side has its wells at the same field, as wide in V^{-1/2} sum z."""
+    small, large = two_peaks((4, 4)), MeanField(Lattice((8, 8)), 2.0).double()
+    large.adopt(small)
+    found = []
+    for base in (small, large):
+        with torch.no_grad():
+            log_p, c, log_s = base.peaks()
+            amplitude = base.log_amplitude_of_orbit[0].exp()
+        found.append((log_p, amplitude * c / base.lattice.volume**0.5, amplitude * log_s.exp()))
+    torch.testing.assert_close(*found)

@@ -79,9 +79,8 @@ class Spectrum(WhiteNoise):
         values[self.orbit.cpu().flatten()] = log_amplitude.flatten()
         self.log_amplitude_of_orbit.copy_(values)
 
-    def adopt(self, previous: WhiteNoise) -> None:
+    def adopt(self, previous: "Spectrum") -> None:  # type: ignore[override]  (a flow adopts from its own kind)
         """log A(k), interpolated between the momenta of the other lattice."""
-        assert isinstance(previous, Spectrum)
         values = travel_spectrum(previous.log_amplitude_of_orbit, previous.lattice, self.lattice)
         with torch.no_grad():
             self.log_amplitude_of_orbit.copy_(values)
@@ -125,10 +124,9 @@ class MeanField(Spectrum):
         self.peak_field = nn.Parameter(c / math.sqrt(lattice.volume))
         self.peak_log_width = nn.Parameter(0.5 * torch.log1p(-c.square()))
 
-    def adopt(self, previous: WhiteNoise) -> None:
+    def adopt(self, previous: "MeanField") -> None:  # type: ignore[override]
         """As `Spectrum`; the field of the wells stays, whatever the volume."""
         super().adopt(previous)
-        assert isinstance(previous, MeanField)
         with torch.no_grad():
             amplitude = (previous.log_amplitude_of_orbit[0] - self.log_amplitude_of_orbit[0]).exp()
             self.peak_logit.copy_(previous.peak_logit)

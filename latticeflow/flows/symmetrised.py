@@ -8,6 +8,7 @@ from pydantic import field_serializer, field_validator
 from torch import Tensor
 
 from ..lattice import Lattice
+from ..targets import LatticeTarget
 from .flow import Flow
 from .spec import FlowSpec, flows
 
@@ -66,6 +67,11 @@ class SymmetrisedFlow(Flow):
         log_q_sym = torch.logaddexp(log_q, log_q_mirrored) - math.log(2)
         return _times(sign, x), log_q_sym, _times(sign, score)
 
+    def density_error(self, x: Tensor, log_q: Tensor) -> Tensor:
+        """The larger of the plain flow's at x and at -x, which bounds that of the mixture."""
+        errors = [super(SymmetrisedFlow, self).density_error(y, Flow.log_prob(self, y)) for y in (x, -x)]
+        return torch.maximum(*errors)
+
     def log_prob(self, x: Tensor) -> Tensor:
         return torch.logaddexp(super().log_prob(x), super().log_prob(-x)) - math.log(2)
 
@@ -92,3 +98,6 @@ class Symmetrised(FlowSpec):
 
     def build(self, lattice: Lattice, seed: int) -> SymmetrisedFlow:
         return SymmetrisedFlow.of(self.flow.build(lattice, seed))
+
+    def build_for(self, target: LatticeTarget, seed: int) -> SymmetrisedFlow:
+        return SymmetrisedFlow.of(self.flow.build_for(target, seed))
