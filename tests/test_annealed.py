@@ -38,18 +38,18 @@ CASES = {
 }
 
 
-def check(sampler, reference, n, correct=by_weight):
-    """The largest |pull| of the observables, and |pull| of log Z."""
+def check(sampler, reference, n):
+    """The largest |pull| of the weighted observables, and |pull| of log Z."""
     draws, _ = sampler.draw(None, n, rng(70))
-    return worst(draws.x.double().flatten(1).numpy(), draws.log_w, reference, correct)
+    return worst(draws.x.double().flatten(1).numpy(), draws.log_w, reference, by_weight)
 
 
-@pytest.mark.parametrize("correct", [metropolis, by_weight])
 @pytest.mark.parametrize("name", CASES)
-def test_known_answers(name, correct):
+def test_known_answers(name):
     spec, target, reference, n = CASES[name]
-    observables, log_z = check(spec.build(target), reference, n, correct)
-    assert observables < 4 and log_z < 4
+    draws, _ = spec.build(target).draw(None, n, rng(70))
+    for correct in (metropolis, by_weight):
+        assert max(worst(draws.x.double().flatten(1).numpy(), draws.log_w, reference, correct)) < 4
 
 
 class NoWorkOfOneStep(Annealed):
@@ -132,16 +132,16 @@ def test_update_leaves_its_action_invariant_and_creutz_holds():
     """Exact draws of the free field of m2 = 1 + b stay so within 4 sigma; `<exp(-dH)> = 1`."""
     bridge, b = Bridge(FreeField(shape=(4, 4), m2=5.0), base_m2=1.0, dtype=torch.float64), 0.5
     known = free_field((4, 4), 3.0)
-    x = FreeField(shape=(4, 4), m2=3.0).sample(40000, rng(74))
+    x = FreeField(shape=(4, 4), m2=3.0).sample(22500, rng(74))
     now = bridge.at(bridge.whiten(x))
     torch.testing.assert_close(now.x, x.flatten(1), rtol=0, atol=1e-12)
     for i in range(3):
         now, dh = move(bridge, now, b, 0.6, 2, rng(75, i))
         e = torch.exp(-dh)
-        assert abs(float(e.mean()) - 1) < 4 * float(e.std()) / 200
+        assert abs(float(e.mean()) - 1) < 4 * float(e.std()) / 150
         assert float(dh.std()) > 0.1
     phi2 = now.x.square().mean(1)
-    assert abs(float(phi2.mean()) - known["phi2"]) < 4 * float(phi2.std()) / 200
+    assert abs(float(phi2.mean()) - known["phi2"]) < 4 * float(phi2.std()) / 150
     assert not torch.equal(now.x, x.flatten(1))
 
 
@@ -242,7 +242,7 @@ def test_production(tmp_path):
         "target": {"kind": "phi4", "shape": [2, 2], "m2": -4.0, "lam": 8.0},
         "sampler": {
             "annealed": {"steps": 4, "block": 2048},
-            "hmc": {"streams": 2, "chains": 32, "block": 512},
+            "hmc": {"streams": 1, "chains": 32, "block": 512},
         },
     }
     whole = Run.create(Deck.parse(deck), tmp_path / "whole")
