@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..errors import InputError, StatisticsError
 from ..random import normal
-from ..targets import Target
+from ..targets import LatticeTarget, Target
 from .base import DTYPES, Draws, Sampler, SamplerSpec, State, samplers
+from .fourier import FourierMass
 from .integrators import check_reversibility, hamiltonian, rounding_bound, trajectory
 from .tuning import Tuning
 
@@ -32,6 +33,9 @@ class HMCSpec(SamplerSpec):
     nothing is tuned. `jitter`: the step size of a trajectory is uniform in `step (1 +- jitter)`, so that no
     mode of a nearly free field comes back to where it was. `check_reversibility`: once per stream, when it is
     tuned, every chain goes a trajectory and back, and the distance to its start must be rounding.
+
+    `acceleration = "fourier"`: momenta with the mass matrix `khat^2 + fourier_mass^2` (`FourierMass`), so that
+    long wavelengths move faster; `fourier_mass` is tuned unless it is given, and is needed with a fixed step.
     """
 
     chains: int = Field(128, ge=1)
@@ -45,6 +49,8 @@ class HMCSpec(SamplerSpec):
     length: float | None = Field(None, gt=0)
     jitter: float = Field(0.1, ge=0, lt=1)
     check_reversibility: bool = False
+    acceleration: Literal["fourier"] | None = None
+    fourier_mass: float | None = Field(None, gt=0)
     precision: Literal["float64", "float32"] = "float64"
 
     def model_post_init(self, context) -> None:
@@ -57,6 +63,16 @@ class HMCSpec(SamplerSpec):
             raise InputError(
                 f"{self.kind}: one of step and length is given; expected both (fixed) or neither (tuned)"
             )
+        if self.fourier_mass is not None and self.acceleration is None:
+            raise InputError(
+                f"{self.kind}: fourier_mass = {self.fourier_mass} without acceleration; expected "
+                "acceleration = 'fourier' with it"
+            )
+        if self.acceleration and self.step is not None and self.fourier_mass is None:
+            raise InputError(
+                f"{self.kind}: step and length are given and fourier_mass is not; expected all three (fixed), or "
+                "neither step nor length (tuned)"
+            )
 
     def build(self, target: Target, flow: Any = None, device: str = "cpu") -> "HMC":
         """The sampler. Raises `InputError` for a target that is not on flat, unbounded space."""
@@ -68,6 +84,13 @@ class HMCSpec(SamplerSpec):
             raise InputError(
                 f"{self.kind}: target '{target.kind}' has the measure '{target.measure}'; HMC moves on flat, "
                 "unbounded space (measure 'lebesgue')"
+            )
+        if self.acceleration and not (
+            isinstance(target, LatticeTarget) and target.event_shape == target.shape
+        ):
+            raise InputError(
+                f"{self.kind}: target '{target.kind}' is no scalar field on a lattice; Fourier acceleration needs one. "
+                "Leave acceleration out"
             )
 
 
@@ -94,15 +117,20 @@ def accept(dh: Tensor, u: Tensor) -> Tensor:
 class HMC(Sampler):
     """HMC for any target with `force`. Per trajectory: p ~ N(0, 1), integrate, accept with `min(1, exp(-dH))`.
 
+    With Fourier acceleration p ~ N(0, M), M diagonal in momentum space (`FourierMass`).
+
     `dH = H(new) - H(old)`, H in float64 whatever the precision of x. `Draws.info`, per step: `acceptance`
     and `exp_minus_dh` (whose mean is 1, Creutz's equality), averaged over chains; `smallest_acceptance`, the
     smallest of any chain's since tuning: a mean of 0.9 can hide a chain that is stuck.
 
     State: `x`, `log_prob`, `step`, `n_steps` (frozen by tuning), `accepted` per chain and `trajectories`
     since tuning; with `check_reversibility` also `reversibility_dx` and `reversibility_dh`, the largest
-    `|x - x_back|` and `|H - H_back|` of any chain. The tuning measures cost in force evaluations, not
-    seconds: seconds depend on the machine's load, and the same arguments must give the same bytes.
+    `|x - x_back|` and `|H - H_back|` of any chain; with Fourier acceleration `fourier_mass`. The tuning
+    measures cost in force evaluations, not seconds: seconds depend on the machine's load, and the same
+    arguments must give the same bytes.
     """
+
+    overhead = 0.0  # what an update costs beside a trajectory, in force evaluations
 
     def __init__(self, target: Target, spec: HMCSpec, device: str = "cpu"):
         self.target, self.spec, self.device = target, spec, device
@@ -122,7 +150,9 @@ class HMC(Sampler):
             else:
                 step, n_steps = spec.step, max(1, round(spec.length / spec.step))
                 chains.thermalise(step, n_steps, spec.thermalisation)
-            checked = self._reversibility(chains.x, step, n_steps, rng) if spec.check_reversibility else {}
+            checked = self._reversibility(chains, step, n_steps, rng) if spec.check_reversibility else {}
+            if chains.mass is not None:
+                checked["fourier_mass"] = np.array(chains.mass.mass)
         return {
             "x": chains.x.cpu().numpy(),
             "log_prob": chains.log_prob.cpu().numpy(),
@@ -133,11 +163,18 @@ class HMC(Sampler):
             **checked,
         }
 
-    def _reversibility(self, x: Tensor, step: float, n_steps: int, rng: np.random.Generator) -> State:
+    def mass(self, fourier_mass: Any) -> FourierMass | None:
+        """The mass matrix of one of the tuned masses or of the state's; None without acceleration."""
+        if self.spec.acceleration is None:
+            return None
+        return FourierMass(cast(LatticeTarget, self.target).lattice, float(fourier_mass))
+
+    def _reversibility(self, chains: Tuning, step: float, n_steps: int, rng: np.random.Generator) -> State:
         """There and back from every chain's x. Raises `StatisticsError` beyond `rounding_bound`."""
+        x = chains.x
         # momenta from a copy of the generator: nothing that is drawn later depends on the check
         p = normal(copy.deepcopy(rng), x.shape, dtype=self.dtype, device=self.device)
-        dx, dh = check_reversibility(self.target, x, p, step, n_steps, self.spec.integrator)
+        dx, dh = check_reversibility(self.target, x, p, step, n_steps, self.spec.integrator, chains.mass)
         bound = rounding_bound(x, p, n_steps, self.spec.integrator)
         if not dx <= bound:  # NaN is no rounding either
             raise StatisticsError(
@@ -157,12 +194,14 @@ class HMC(Sampler):
         info = {name: np.zeros(steps) for name in ("acceptance", "exp_minus_dh", "smallest_acceptance")}
         accepted = state["accepted"].copy()
         trajectories = int(state["trajectories"])
+        step, n_steps = float(state["step"]), int(state["n_steps"])
+        mass = self.mass(state.get("fourier_mass"))
         with torch.no_grad():
             x = torch.from_numpy(state["x"]).to(self.device, self.dtype)
             log_prob = torch.from_numpy(state["log_prob"]).to(self.device)
             for i in range(steps):
                 for _ in range(self.thin):
-                    new = self.update(x, log_prob, rng, float(state["step"]), int(state["n_steps"]))
+                    new = self.update(x, log_prob, rng, step, n_steps, mass)
                     x, log_prob = new.x, new.log_prob
                     ok = new.accepted.cpu().numpy()
                     accepted += ok
@@ -186,13 +225,21 @@ class HMC(Sampler):
         return state
 
     def update(
-        self, x: Tensor, log_prob: Tensor, rng: np.random.Generator, step: float, n_steps: int
+        self,
+        x: Tensor,
+        log_prob: Tensor,
+        rng: np.random.Generator,
+        step: float,
+        n_steps: int,
+        mass: FourierMass | None = None,
     ) -> Update:
         """One trajectory of every chain and its accept/reject. `log_prob`: float64 `[chains]`, that of x."""
         step *= 1 + self.spec.jitter * (2 * rng.random() - 1)
         p = normal(rng, x.shape, dtype=self.dtype, device=self.device)
         u = torch.from_numpy(rng.random(self.chains)).to(self.device)
-        y, q = trajectory(self.target, x, p, step, n_steps, self.spec.integrator)
+        v = p if mass is None else mass.velocity(p)
+        y, q = trajectory(self.target, x, v, step, n_steps, self.spec.integrator, mass)
+        q = q if mass is None else mass.white(q)
         new = self.target.log_prob(y.double())
         dh = hamiltonian(new, q) - hamiltonian(log_prob, p)
         ok = accept(dh, u)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..targets import Target
+from .fourier import FourierMass
 
 LAMBDA = 0.1931833275037836  # least error norm of the five-stage scheme (Omelyan, Mryglod, Folk)
 
@@ -18,9 +19,17 @@ FORCES = {"leapfrog": 1, "omelyan": 2}  # evaluations per step
 
 
 def trajectory(
-    target: Target, x: Tensor, p: Tensor, step: float, n_steps: int, integrator: str = "omelyan"
+    target: Target,
+    x: Tensor,
+    p: Tensor,
+    step: float,
+    n_steps: int,
+    integrator: str = "omelyan",
+    mass: FourierMass | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Integrate `(x, p)`, both `[chains, *event]`, over a time `step * n_steps`; a new `(x, p)`.
+
+    With `mass`, p stands for the velocity `M^{-1} p`, which `M^{-1} force(x)` changes.
 
     With A moving x and B moving p, eps = step, a step is
 
@@ -37,7 +46,7 @@ def trajectory(
     for k in range(n_steps):
         for i, c in enumerate(inner):
             if i % 2 == 0:
-                p.add_(target.force(x), alpha=c * step)
+                p.add_(target.force(x) if mass is None else mass.force(target, x), alpha=c * step)
             else:
                 x.add_(p, alpha=c * step)
         x.add_(p, alpha=(last if k == n_steps - 1 else last + first) * step)
@@ -62,18 +71,26 @@ def rounding_bound(x: Tensor, p: Tensor, n_steps: int, integrator: str = "omelya
 
 
 def check_reversibility(
-    target: Target, x: Tensor, p: Tensor, step: float, n_steps: int, integrator: str = "omelyan"
+    target: Target,
+    x: Tensor,
+    p: Tensor,
+    step: float,
+    n_steps: int,
+    integrator: str = "omelyan",
+    mass: FourierMass | None = None,
 ) -> tuple[float, float]:
     """Go a trajectory, turn p round, go back: the largest `|x - x_back|` and `|H - H_back|` of any chain.
 
     Both are rounding (1e-10 and less in float64), unless the force depends on more than x or the trajectory
-    is chaotic at this step. Raises `InputError` for an unknown integrator.
+    is chaotic at this step. p is white noise: with `mass` the velocity is made of it.
+    Raises `InputError` for an unknown integrator.
     """
     if integrator not in SCHEMES:
         raise InputError(f"unknown integrator '{integrator}'; known: {', '.join(SCHEMES)}")
     with torch.no_grad():
-        y, q = trajectory(target, x, p, step, n_steps, integrator)
-        back, r = trajectory(target, y, -q, step, n_steps, integrator)
+        v = p if mass is None else mass.velocity(p)
+        y, q = trajectory(target, x, v, step, n_steps, integrator, mass)
+        back, r = trajectory(target, y, -q, step, n_steps, integrator, mass)
         before = hamiltonian(target.log_prob(x.double()), p)
-        after = hamiltonian(target.log_prob(back.double()), r)
+        after = hamiltonian(target.log_prob(back.double()), r if mass is None else mass.white(r))
         return float((back - x).abs().max()), float((after - before).abs().max())

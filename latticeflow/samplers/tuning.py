@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import StatisticsError
 from ..statistics import tau_int
+from .fourier import FourierMass
 from .integrators import FORCES
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ GAIN = 0.2  # change of log(step) per unit of acceptance: too small a step grows
 ADAPT = 40  # trajectories that adapt the step size to a new number of steps
 MEASURE = (120, 600)  # trajectories that measure tau_int; the second where the first is too short for all
 ENOUGH = 20  # tau_int of thermalisation with the final settings
+MASSES = (
+    1.0,
+    2.0,
+    4.0,
+)  # of Fourier acceleration to try: 2 was best at 8x8, 0.5 to 4 much alike at 14x14 and 20x20
 SMALL = 0.1  # the small step, relative to the full one, that frees a stuck chain
 
 
@@ -31,9 +37,13 @@ class Tuning:
     def __init__(self, hmc: "HMC", x: Tensor, rng: np.random.Generator):
         self.hmc, self.rng = hmc, rng
         self.x, self.log_prob = x, hmc.target.log_prob(x.double())
+        given = hmc.spec.fourier_mass
+        tried = MASSES if hmc.spec.acceleration and given is None else (given,)
+        self.masses = [hmc.mass(one) for one in tried]
+        self.mass = self.masses[0]
 
     def move(self, step: float, n_steps: int):
-        new = self.hmc.update(self.x, self.log_prob, self.rng, step, n_steps)
+        new = self.hmc.update(self.x, self.log_prob, self.rng, step, n_steps, self.mass)
         self.x, self.log_prob = new.x, new.log_prob
         return new
 
@@ -43,8 +53,10 @@ class Tuning:
         1. Half of `thermalisation` with four integration steps, from a step size of 0.01 up to the one that
            gives `acceptance`.
         2. For n_steps = 2, 3, 4, 6, ...: adapt the step size, freeze it, measure tau_int of log_prob and of
-           the squared mean field, the larger of the two. The cost is `(force evaluations + 2.5) tau_int`;
-           stop where it has passed 1.25 times the least so far.
+           the squared mean field, the larger of the two. The cost is `(force evaluations + 2.5) tau_int`, with
+           `FourierMass.cost` added for each force and for each of the two other products with M, these 0.5
+           more, and the sampler's `overhead`; stop where it has passed 1.25 times the least so far. With
+           Fourier acceleration so for each of `MASSES`, unless one is given.
         3. With the cheapest, the other half of `thermalisation` and at least 20 tau_int.
 
         Raises `StatisticsError` where a chain stays stuck or no tau_int can be measured.
@@ -52,15 +64,8 @@ class Tuning:
         spec = self.hmc.spec
         step = self.adapt(0.01, 4, spec.thermalisation // 2)
         for measure in MEASURE:
-            best = (math.inf, math.inf, step, N_STEPS[0])
-            for n_steps in N_STEPS:
-                step = self.adapt(step, n_steps, ADAPT)
-                tau = self.slowest(step, n_steps, measure)
-                cost = (FORCES[spec.integrator] * n_steps + UPDATE) * tau
-                best = min(best, (cost, tau, step, n_steps))
-                if math.isfinite(cost) and cost > 1.25 * best[0]:
-                    break
-            cost, tau, step, n_steps = best
+            found = [(self.cheapest(step, measure, mass), mass) for mass in self.masses]
+            (cost, tau, step, n_steps), self.mass = min(found, key=lambda one: one[0])
             if math.isfinite(cost):
                 self.thermalise(step, n_steps, max(spec.thermalisation // 2, math.ceil(ENOUGH * tau)))
                 return step, n_steps
@@ -69,6 +74,23 @@ class Tuning:
             "told: the chains do not mix, or sit in modes that they cannot leave. Raise thermalisation, or fix "
             "step and length, or use another sampler"
         )
+
+    def cheapest(
+        self, step: float, trajectories: int, mass: FourierMass | None
+    ) -> tuple[float, float, float, int]:
+        """The least cost, and with it tau_int, step and n_steps, with this mass matrix; inf where none is known."""
+        self.mass = mass
+        one_force = FORCES[self.hmc.spec.integrator] * (1 if mass is None else 1 + mass.cost)
+        beside = UPDATE + self.hmc.overhead + (0 if mass is None else 2 * (0.5 + mass.cost))
+        best = (math.inf, math.inf, step, N_STEPS[0])
+        for n_steps in N_STEPS:
+            step = self.adapt(step, n_steps, ADAPT)
+            tau = self.slowest(step, n_steps, trajectories)
+            cost = (one_force * n_steps + beside) * tau
+            best = min(best, (cost, tau, step, n_steps))
+            if math.isfinite(cost) and cost > 1.25 * best[0]:
+                break
+        return best
 
     def thermalise(self, step: float, n_steps: int, trajectories: int) -> None:
         """Trajectories of the given step size and of a tenth of it: a quarter small, then in turn.
