@@ -5,7 +5,7 @@ import pytest
 import torch
 from tables import rng, scramble
 
-from latticeflow.flows import Affine, Flow, Spectrum, Split
+from latticeflow.flows import Affine, Continuous, Flow, Spectrum, Split, Symmetrised
 from latticeflow.lattice import Lattice
 from latticeflow.targets import FreeField, Phi4
 from latticeflow.training.loss import ESTIMATORS, forward, log_variance, path
@@ -113,10 +113,20 @@ def test_what_vanishes_at_the_optimum_draw_by_draw():
 
 
 @pytest.mark.parametrize(
-    "spec", [Split(layers=2, sines=2), Affine(layers=2, hidden=(2,))], ids=["split", "affine"]
+    "spec, precision",
+    [
+        (Split(layers=2, sines=2), 1e-7),
+        (Affine(layers=2, hidden=(2,)), 1e-7),
+        (Symmetrised(flow=Split(layers=2, sines=2)), 1e-7),
+        (
+            Continuous(sines=2, modes=2, steps=20, solver="rk6"),
+            1e-5,
+        ),  # its score is that of the solver's order
+    ],
+    ids=["split", "affine", "symmetrised", "continuous"],
 )
-def test_layers_give_the_score_function_without_an_inverse(spec):
-    """log_variance of a flow with layers, against `s` by autograd through `log_prob` at fixed x; to rounding."""
+def test_layers_give_the_score_function_without_an_inverse(spec, precision):
+    """log_variance of a flow with layers, against `s` by autograd through `log_prob` at fixed x."""
     target = Phi4(shape=(4, 4), m2=-4.0, lam=8.0)
     flow = scramble(spec.build(Lattice((4, 4)), 1), 55, scale=0.05)
     noise = flow.noise(16, rng(56))
@@ -128,6 +138,6 @@ def test_layers_give_the_score_function_without_an_inverse(spec):
 
     wanted = gradients(by_inverse, flow, 1)
     found = gradients(lambda _: log_variance(flow, target, noise), flow, 1)
-    torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(found, wanted, rtol=precision, atol=1e-2 * precision)
     other = gradients(lambda _: path(flow, target, noise), flow, 1)
     assert not torch.allclose(other, wanted, rtol=0.1)

@@ -16,6 +16,7 @@ they are all there are. Every estimator returns (surrogate, loss): one has the g
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from ..flows import Flow
@@ -65,13 +66,15 @@ def log_variance(
 ) -> tuple[Tensor, Tensor]:
     """`sum (f - mean f) s / (batch - 1)`: half the gradient of `var f` at fixed draws (VarGrad, 2010.10436, eq. 6).
 
-    The same numbers are REINFORCE with the mean of the other draws as baseline (2202.01314, eq. 23): unbiased, without
+    The same numbers are REINFORCE with the mean of the other draws as baseline (2202.01314): unbiased, without
     the force, zero at q = p draw by draw. s comes without an inverse: `log q(T(z)) - score . T(z)` has the gradient s, for
     the total derivative of log q is s plus that by way of x. The mean is that of the global batch, by `total`.
     """
-    x, log_q, score = flow.push_with_score(noise)
-    fixed, batch = x.detach(), batch or len(noise)
-    f = log_q.detach() - target.log_prob(fixed)
+    with torch.no_grad():  # the log_q beside the score may carry no gradient (continuous flows)
+        score = flow.push_with_score(noise)[2]
+    x, log_q = flow.push(noise)
+    batch = batch or len(noise)
+    f = log_q.detach() - target.log_prob(x.detach())
     loss = f.sum() / batch
     mean = total(loss.clone())
     surrogate = ((f - mean) * (log_q - _dot(score, x))).sum() / max(1, batch - 1)
