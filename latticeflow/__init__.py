@@ -16,10 +16,10 @@ _HOME = {
     "lattice": ["Lattice"],
     "random": ["Purpose", "stream"],
     "errors": ["LatticeflowError"],
-    "statistics": ["jackknife", "mean", "summarise_weights", "tau_int"],
+    "statistics": ["forward_weights", "jackknife", "mean", "summarise_weights", "tau_int"],
     "targets": ["FreeField", "Phi4", "Target"],
     "observables": ["measure", "observables"],
-    "flows": ["Affine", "Flow", "Split", "Tutorial"],
+    "flows": ["Affine", "Flow", "Split", "Symmetrised", "SymmetrisedFlow", "Tutorial"],
     "flows.stochastic": ["Stochastic"],
     "samplers": [
         "AnnealedSpec",
@@ -40,6 +40,7 @@ _HOME = {
     "production.sample": ["sample_run"],
     "analysis.measure": ["measure_run"],
     "analysis.compare": ["compare_run"],
+    "analysis.forward": ["forward_estimate", "forward_run"],
     "analysis.verify": ["verify_run"],
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
