@@ -23,6 +23,7 @@ _HOME = {
     "flows.stochastic": ["Stochastic"],
     "samplers": [
         "AnnealedSpec",
+        "ClusterSpec",
         "Draws",
         "EmceeSpec",
         "ExactSpec",

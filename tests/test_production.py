@@ -36,10 +36,18 @@ DECK = {
         "exact": {"block": 100},
         "flow": {"block": 96, "batch": 40},
         "hmc": {"chains": 4, "streams": 3, "block": 40, "thermalisation": 100, "step": 0.2, "length": 1.0},
+        "cluster": {
+            "chains": 4,
+            "streams": 2,
+            "block": 40,
+            "thermalisation": 100,
+            "step": 0.2,
+            "length": 0.6,
+        },
         "emcee": {"walkers": 12, "streams": 2, "block": 120, "thermalisation": 100},
     },
 }
-DRAWS = {"exact": 950, "flow": 600, "hmc": 240, "emcee": 400}
+DRAWS = {"exact": 950, "flow": 600, "hmc": 240, "cluster": 160, "emcee": 400}
 SAMPLE = """
 import sys
 from latticeflow.cli import app, main

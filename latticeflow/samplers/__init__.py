@@ -3,6 +3,7 @@
 from ..spec import import_all
 from .annealed import Annealed, AnnealedSpec
 from .base import Draws, Sampler, SamplerSpec, State, samplers
+from .cluster import Cluster, ClusterSpec
 from .emcee import EmceeSampler, EmceeSpec
 from .exact import ExactSampler, ExactSpec
 from .flow import FlowSampler, FlowSamplerSpec
@@ -16,6 +17,8 @@ __all__ = [
     "HMC",
     "Annealed",
     "AnnealedSpec",
+    "Cluster",
+    "ClusterSpec",
     "Draws",
     "EmceeSampler",
     "EmceeSpec",
