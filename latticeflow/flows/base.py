@@ -41,6 +41,10 @@ class WhiteNoise(nn.Module):
         """White noise to `(z, log r(z))`."""
         return noise, self.log_white(noise)
 
+    def whiten(self, z: Tensor) -> Tensor:
+        """The white noise that `push` maps to z."""
+        return z
+
     def log_white(self, noise: Tensor) -> Tensor:
         return -0.5 * site_sum(noise.square()) - 0.5 * self.lattice.volume * math.log(2 * math.pi)
 
@@ -79,7 +83,7 @@ class Spectrum(WhiteNoise):
         values[self.orbit.cpu().flatten()] = log_amplitude.flatten()
         self.log_amplitude_of_orbit.copy_(values)
 
-    def adopt(self, previous: "Spectrum") -> None:  # type: ignore[override]  (a flow adopts from its own kind)
+    def adopt(self, previous: "Spectrum") -> None:  # type: ignore[override]
         """log A(k), interpolated between the momenta of the other lattice."""
         values = travel_spectrum(previous.log_amplitude_of_orbit, previous.lattice, self.lattice)
         with torch.no_grad():
@@ -93,6 +97,9 @@ class Spectrum(WhiteNoise):
     def push(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         z, log_det = fourier_scale(noise, self.log_amplitude, self.lattice.dim)
         return z, self.log_white(noise) - log_det
+
+    def whiten(self, z: Tensor) -> Tensor:
+        return fourier_scale(z, -self.log_amplitude, self.lattice.dim)[0]
 
     def log_prob(self, z: Tensor) -> Tensor:
         noise, log_det = fourier_scale(z, -self.log_amplitude, self.lattice.dim)
@@ -169,6 +176,12 @@ class MeanField(Spectrum):
         w = self.add_zero_mode(noise, h - n)
         z, log_det = fourier_scale(w, self.log_amplitude, self.lattice.dim)
         return z, self.log_w(w, h) - log_det
+
+    def whiten(self, z: Tensor) -> Tensor:
+        w = super().whiten(z)
+        h = self.zero_mode(w)
+        n = -h.sign() * torch.special.ndtri(mixture.upper_tail(h.abs(), *self.peaks()))
+        return self.add_zero_mode(w, n - h)
 
     def log_prob(self, z: Tensor) -> Tensor:
         w, log_det = fourier_scale(z, -self.log_amplitude, self.lattice.dim)

@@ -192,6 +192,16 @@ class ContinuousLayer(Layer):
         x, log_det = state
         return x.T.reshape(y.shape), log_det
 
+    def finer_inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The drift followed back in twice as many steps: `2^order` times nearer to the exact inverse than the steps' own."""
+        steps = 2 * int(self.steps)
+        state: runge_kutta.State = (_batch_last(y), y.new_zeros(y.shape[0], dtype=torch.float64))
+        rate = self._rate(steps)
+        for k in reversed(range(steps)):
+            state = runge_kutta.step(rate, (k + 1) / steps, -1 / steps, state, self.tableau)
+        x, log_det = state
+        return x.T.reshape(y.shape), log_det
+
     def _undo(
         self, rate: runge_kutta.Rate, t: float, h: float, state: runge_kutta.State
     ) -> runge_kutta.State:
@@ -229,9 +239,8 @@ class ContinuousLayer(Layer):
             f"{allowed:.2g}. Are fields and weights finite? If so, {int(self.steps)} steps are too few for this flow"
         )
 
-    def adopt(self, previous: Layer) -> None:
+    def adopt(self, previous: "ContinuousLayer") -> None:  # type: ignore[override]
         """Kernels as functions of displacement; frequency and number of steps copied."""
-        assert isinstance(previous, ContinuousLayer)
         with torch.no_grad():
             self.kernel.copy_(travel_kernel(previous.kernel, previous.lattice, self.lattice))
             self.log_w.copy_(previous.log_w)

@@ -1,6 +1,5 @@
 """A flow: a base density and a sequence of invertible layers."""
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,6 +23,10 @@ class Layer(nn.Module):
 
     def refine(self, factor: float) -> None:
         """`factor` times as many steps, where there are any."""
+
+    def finer_inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse at twice the resolution, where there is one; what a density is checked against."""
+        return self.inverse(y)
 
     def adopt(self, previous: "Layer") -> None:
         """The weights of a layer of the same kind on another lattice; here: of a layer that knows of no lattice."""
@@ -127,9 +130,11 @@ class Flow(nn.Module):
         """
         if not self.approximate:
             return torch.zeros_like(log_q)
-        finer = copy.deepcopy(self)
-        finer.refine(2)
-        return (finer.log_prob(x) - log_q).abs()
+        z, total = x, torch.zeros_like(log_q)
+        for layer in reversed(self.layers):
+            z, log_det = layer.finer_inverse(z)
+            total = total + log_det
+        return (self.base.log_prob(z) + total - log_q).abs()
 
     @torch.no_grad()
     def adopt(self, previous: "Flow") -> None:

@@ -101,9 +101,8 @@ class SplitLayer(Layer):
             total = total + f * w * cos * part
         return total
 
-    def adopt(self, previous: Layer) -> None:
+    def adopt(self, previous: "SplitLayer") -> None:  # type: ignore[override]
         """Kernels as functions of displacement, everything else copied."""
-        assert isinstance(previous, SplitLayer)
         state = previous.state_dict()
         orbits = int(previous.lattice.displacement_orbits.max()) + 1
         whole = state["kernel"].new_zeros(*state["kernel"].shape[:-1], orbits)

@@ -11,7 +11,8 @@ from ..errors import NumericalError
 from ..observables import measure
 from ..random import Purpose
 from ..samplers import Sampler, SamplerSpec
-from ..samplers.density import check_density, tolerance
+from ..samplers.density import CHECKED, SOLVED, check_density, tolerance
+from ..samplers.flow import FlowSampler
 from ..store import Ensemble
 from ..store.block import Key
 from ..store.provenance import measured_by, now, provenance
@@ -51,6 +52,8 @@ def conditions(sampler: Sampler, spec: SamplerSpec, device: str) -> dict[str, An
     }
     if sampler.own_density and sampler.any_density:
         found["tolerance"] = tolerance(spec.precision, math.prod(sampler.target.event_shape))
+    if isinstance(sampler, FlowSampler) and sampler.flow.approximate:
+        found["density_tolerance"] = sampler.density_tolerance
     return found | (measured_by() if spec.keep_fields != 1 else {})
 
 
@@ -94,9 +97,13 @@ class Worker:
         rng = ensemble.generator(Purpose.DRAW, stream, block)
         draws, state = self.sampler.draw(state, self.spec.block, rng)
         seconds = time.perf_counter() - begun
+        if isinstance(self.sampler, FlowSampler) and self.sampler.flow.approximate:
+            if not self.checked:
+                self.sampler.check_solver(draws, SOLVED)
+            about["density_error"] = self.sampler.check_solver(draws, CHECKED)
         if not self.checked and "tolerance" in about:
             check_density(self.sampler, draws, about["tolerance"])
-            self.checked = True
+        self.checked = True
         measured = measure(self.sampler.target, draws.x) if self.spec.keep_fields != 1 else {}
         about["time"] = now()
         ensemble.write(stream, block, draws, state, seconds, measured, **about)

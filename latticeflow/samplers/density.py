@@ -6,11 +6,13 @@ import numpy as np
 import torch
 
 from ..errors import NumericalError
+from ..flows import Flow
 from .base import DTYPES, Draws, Sampler
 
 # Largest |log w - log w recomputed| of trained flows (split, affine, tutorial; 6 to 1024 sites), found: 8 to 24
 # eps sqrt(V) in float32, 15 to 64 in float64. An edited field, or a flow that amplifies rounding, is far beyond this.
 ROUNDING = 1000.0
+SOLVED = 4096  # draws of a rank's first block whose density is checked at twice the resolution, where that can differ
 CHECKED = 128  # draws of a rank's first block that are recomputed before it is stored
 
 
@@ -44,3 +46,17 @@ def check_density(sampler: Sampler, draws: Draws, allowed: float) -> None:
             f"log w of draw {error.argmax()} is {np.max(error):.3g} away from that of its own field, allowed "
             f"{allowed:.3g}: this flow amplifies rounding, and its draws would not be exact"
         )
+
+
+def check_solver(flow: Flow, x: torch.Tensor, log_q: torch.Tensor, allowed: float) -> float:
+    """Largest change of log q at twice the resolution over these draws of a flow; 0 where the density is exact.
+
+    Raises `NumericalError` where it exceeds `allowed`.
+    """
+    error = float(flow.density_error(x, log_q).max())
+    if not error <= allowed:
+        raise NumericalError(
+            f"the flow is solved in too few steps: at twice the resolution log q of a draw changes by {error:.3g}, allowed "
+            f"{allowed:.3g} (density_tolerance). Train on (training raises the number of steps by itself), or allow more"
+        )
+    return error

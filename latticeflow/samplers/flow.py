@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..flows import Flow
 from ..targets import Target
 from .base import DTYPES, Draws, Sampler, SamplerSpec, State, samplers
+from .density import check_solver
 
 
 class FlowSampler(Sampler):
@@ -27,11 +28,20 @@ class FlowSampler(Sampler):
     own_density = True
     any_density = True
 
-    def __init__(self, target: Target, flow: Flow, batch: int = 1024):
+    def __init__(self, target: Target, flow: Flow, batch: int = 1024, density_tolerance: float = 0.01):
         if flow.event_shape != target.event_shape:
             raise InputError(f"flow on {flow.event_shape}, target on {target.event_shape}: shapes must agree")
         self.target, self.flow, self.batch = target, flow, batch
         self.any_density = getattr(flow, "any_density", True)  # a stochastic flow has only that of its paths
+        self.density_tolerance = density_tolerance
+
+    def check_solver(self, draws: Draws, n: int) -> float:
+        """`density.check_solver` on the first n of own draws."""
+        x = draws.x[:n].to(self.flow.base.like)
+        log_w = draws.log_prob if draws.log_w is None else draws.log_w
+        log_q = torch.from_numpy(draws.log_prob - log_w)[:n].to(x.device)
+        pairs = zip(x.split(self.batch), log_q.split(self.batch))
+        return max(check_solver(self.flow, *pair, self.density_tolerance) for pair in pairs)
 
     @cached_property
     def _in_float64(self) -> Flow:
@@ -59,13 +69,16 @@ class FlowSamplerSpec(SamplerSpec):
     """`[sampler.flow]`: `block`, proposals in one block; `batch`, in one call of the network.
 
     `streams`: 0, one Metropolis chain over all proposals; k, one chain for each of k streams over its own proposals,
-    independent of one another. Any rank may draw any block in either case.
+    independent of one another. Any rank may draw any block in either case. `density_tolerance`: of a flow that is solved
+    in steps, the largest change of log q at twice the resolution that is allowed (over 4,096 draws of each rank's first
+    block and 128 of every other).
     """
 
     needs_flow: ClassVar[bool] = True
     block: int = Field(8192, gt=0)
     batch: int = Field(1024, gt=0)
     streams: int = Field(0, ge=0)
+    density_tolerance: float = Field(0.01, gt=0)
     precision: Literal["float32", "float64"] = "float32"
 
     def build(self, target: Target, flow: Flow | None = None, device: str = "cpu") -> FlowSampler:
@@ -73,4 +86,5 @@ class FlowSamplerSpec(SamplerSpec):
             raise InputError(
                 "the flow sampler needs a trained flow: train one first (latticeflow train DECK)"
             )
-        return FlowSampler(target, flow.to(device=device, dtype=DTYPES[self.precision]).eval(), self.batch)
+        flow = flow.to(device=device, dtype=DTYPES[self.precision]).eval()
+        return FlowSampler(target, flow, self.batch, self.density_tolerance)

@@ -11,6 +11,7 @@ from ..errors import InputError, NumericalError
 from ..flows import Flow
 from ..targets import Target
 from .base import Draws, State, samplers
+from .density import CHECKED, check_solver
 from .hmc import HMC, HMCSpec
 
 
@@ -19,11 +20,12 @@ class HybridSpec(HMCSpec):
     """`[sampler.hybrid]`: the settings of HMC, but for two.
 
     `trajectories`: HMC trajectories K between two updates by the flow. `thin`: rounds, one flow update and K
-    trajectories each, per stored step.
+    trajectories each, per stored step. `density_tolerance`: as in `[sampler.flow]`, over 128 draws of each stream's start.
     """
 
     needs_flow: ClassVar[bool] = True
     trajectories: int = Field(10, ge=1)
+    density_tolerance: float = Field(0.01, gt=0)
 
     def build(self, target: Target, flow: Flow | None = None, device: str = "cpu") -> "Hybrid":
         """The sampler. Raises `InputError` without a flow, or for another shape or measure of the target."""
@@ -63,11 +65,14 @@ class Hybrid(HMC):
             raise InputError(f"flow on {flow.event_shape}, target on {target.event_shape}: shapes must agree")
         super().__init__(target, spec, device)
         self.flow = copy.deepcopy(flow).to(device=device, dtype=torch.float64).eval()
-        self.rounds = spec.thin
+        self.rounds, self.density_tolerance = spec.thin, spec.density_tolerance
         self.thin = spec.trajectories  # K trajectories are one step of HMC.draw
 
     def start(self, stream: int, rng: np.random.Generator) -> State:
         """A thermalised, tuned state. Raises `StatisticsError` like HMC's."""
+        if self.flow.approximate:  # from a copy: nothing drawn later depends on the check
+            x, log_q = self.flow.sample(CHECKED, copy.deepcopy(rng))
+            check_solver(self.flow, x, log_q, self.density_tolerance)
         state = super().start(stream, rng)
         fresh = {name: state[name] for name in ("accepted", "trajectories")}  # counted from here on
         for _ in range(max(1, self.spec.thermalisation // self.thin)):

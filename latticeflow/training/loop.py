@@ -21,13 +21,15 @@ from ..targets import Target
 from ..threads import threads
 from . import checkpoint as ckpt
 from .data import Configurations, find_data
-from .evaluation import evaluate
+from .evaluation import evaluate, refine
 from .loss import ESTIMATORS, NEED_MEAN, forward
 from .parallel import ALONE, Group, broadcast, noise, require_equal_weights, sum_gradients
 from .settings import TrainSettings
+from .soap import Soap
 from .stages import Stage, plan
 
 Record = dict[str, float]
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "soap": Soap}
 Build = Callable[[Target], Flow]
 
 
@@ -120,7 +122,7 @@ class _Training:
     def _start(self, stage: Stage, flow: Flow) -> None:
         """Be at the first step of a stage, with its own optimiser."""
         self.stage, self.settings, self.target, self.flow = stage, stage.settings, stage.target, flow
-        self.optimizer = torch.optim.Adam(flow.parameters(), lr=self.settings.lr)
+        self.optimizer = OPTIMIZERS[self.settings.optimizer](flow.parameters(), lr=self.settings.lr)
         self.first: float | None = None
         self.losses: list[float] = []
         self.data: Configurations | None = None
@@ -266,17 +268,17 @@ class _Training:
         """ESS of the present weights, as a record for the log."""
         settings = self.settings
         require_equal_weights(self.flow, self.done, self.group)
+        keys: dict[str, Any] = {"seed": self.seed, "step": self.done, "group": self.group}
         try:
+            error = refine(self.flow, settings.density_tolerance, **keys)
             self.summary = evaluate(
                 self.flow,
                 self.target,
                 settings.evaluate_draws,
-                seed=self.seed,
-                step=self.done,
-                group=self.group,
+                **keys,
             )
-        except LatticeflowError as error:
-            raise self._diverged(f"its evaluation failed ({error})") from None
+        except LatticeflowError as failure:
+            raise self._diverged(f"its evaluation failed ({failure})") from None
         record = {
             "step": self.done,
             "loss": float(np.mean(self.losses)),
@@ -289,6 +291,8 @@ class _Training:
             "log_z": self.summary.log_z,
             "seconds": self.seconds,
         }
+        if self.flow.approximate:
+            record["density_error"] = error
         if self.whole.stage:
             record["stage"] = self.stage.number
         self.losses = []

@@ -8,7 +8,7 @@ Reverse, `KL(q || p/Z) = < log q(x) - log p(x) >_q + log Z`, x = T(z) with z noi
 
 and each estimator is a mean of a combination of the two: reparametrised `P + s`; path `P`, which is reparametrised
 with the control variate s; log-variance `(f - < f >) s`. Forward, `KL(p/Z || q) = < log p(x) - log q(x) >_p - log Z`, needs
-configurations x of the target: `- s` there.
+configurations x of the target: `- s` there, or P again.
 
 A mean over a batch is a sum divided by `batch`, the configurations of all ranks; `noise` holds this rank's. Default:
 they are all there are. Every estimator returns (surrogate, loss): one has the gradient that is meant, the other the value.
@@ -84,11 +84,30 @@ def log_variance(
 def forward(flow: Flow, target: Target, x: Tensor, batch: int | None = None) -> tuple[Tensor, Tensor]:
     """Gradient of `-mean log q(x)` over configurations x of the target; the loss is `mean(log p - log q)`.
 
-    That loss has the same gradient, and is constant, log Z, where q = p.
+    That loss has the same gradient, and is constant, log Z, where q = p. Of a flow that is one map T of the noise it
+    is the path gradient; of others, such as a mixture over a sign, that of `forward_score`.
     """
+    return (forward_path if type(flow).push is Flow.push else forward_score)(flow, target, x, batch)
+
+
+def forward_score(flow: Flow, target: Target, x: Tensor, batch: int | None = None) -> tuple[Tensor, Tensor]:
+    """`- mean s`, by way of `log_prob`: it only averages to zero where q = p."""
     batch = batch or len(x)
     log_q = flow.log_prob(x)
     return -log_q.sum() / batch, (target.log_prob(x) - log_q.detach()).sum() / batch
+
+
+def forward_path(flow: Flow, target: Target, x: Tensor, batch: int | None = None) -> tuple[Tensor, Tensor]:
+    """`mean P` at the noise z of the configurations, T(z) = x (2403.15881): zero at q = p draw by draw.
+
+    In the space of z the forward divergence is the reverse one of T^{-1}, whose path term is
+    `d/dz log(p_z / r) . d T^{-1}(x) / dtheta`, p_z the target pulled back, r white; with
+    `d/dz log(p_z / r) = (dT/dz)^T (force - score)` and `dT^{-1}/dtheta = -(dT/dz)^{-1} dT/dtheta` that is P.
+    """
+    with torch.no_grad():
+        white = flow.base.whiten(flow.inverse(x)[0])
+    surrogate, loss = path(flow, target, white, batch)
+    return surrogate, -loss
 
 
 ESTIMATORS = {"reparametrised": reparametrised, "path": path, "log_variance": log_variance}

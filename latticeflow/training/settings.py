@@ -14,12 +14,16 @@ WHOLE = {"stage", "precision", "threads", "keep"}  # what a stage cannot change
 class TrainSettings(Spec):
     """Settings of one training run.
 
-    `steps`: optimiser steps. `batch`: a number, or a schedule `[[fraction, batch], ...]`, the batch used
-    from that fraction of all steps on. `lr`: Adam's rate at its peak, reached after `warmup` steps, then falling
+    `steps`: optimiser steps. `optimizer`: "adam", or "soap" (`training/soap.py`), which wants a few thousand parameters
+    at most and then learns much faster. `batch`: a number, or a schedule `[[fraction, batch], ...]`, the batch used
+    from that fraction of all steps on. `lr`: the optimiser's rate at its peak, reached after `warmup` steps, then falling
     to 0 with half a cosine (`decay = "constant"`: staying). `clip`: largest norm of the gradient. `estimator` of the
     reverse divergence's gradient: "path" (sticking the landing), "reparametrised" or "log_variance". ESS is measured on
     `evaluate_draws` draws every `evaluate_every` steps, a checkpoint written every `checkpoint_every`, the last `keep` of
     which stay.
+
+    `density_tolerance`: of a flow that is solved in steps, the largest change of log q at twice the resolution that is
+    allowed over 4,096 draws. It is looked at with each evaluation, and the number of steps raised until it is met.
 
     `objective`: "reverse" KL divergence, which needs no data; "forward", over configurations of the stored ensemble
     `data` (a path, as seen from the run folder or from here), `batch` of them a step; or "mixed", `alpha` forward +
@@ -31,6 +35,7 @@ class TrainSettings(Spec):
     """
 
     steps: int = Field(gt=0)
+    optimizer: Literal["adam", "soap"] = "adam"
     batch: int | tuple[tuple[float, int], ...] = 64
     lr: float = Field(2e-3, gt=0)
     warmup: int = Field(100, ge=0)
@@ -45,6 +50,7 @@ class TrainSettings(Spec):
     precision: Literal["float32", "float64"] = "float32"
     evaluate_every: int = Field(500, gt=0)
     evaluate_draws: int = Field(16384, ge=1024)
+    density_tolerance: float = Field(0.01, gt=0)
     checkpoint_every: int = Field(500, gt=0)
     keep: int = Field(3, ge=1)
     threads: int = Field(1, ge=1)
