@@ -42,7 +42,7 @@ def test_a_sampler_refuses_a_coarse_flow():
     draws, _ = sampler.draw(None, 512, rng(2))
     with pytest.raises(NumericalError, match=r"solved in too few steps.*allowed 0\.01"):
         sampler.check_solver(draws, 512)
-    flow.refine(4)
+    flow.refine(8)
     draws, _ = sampler.draw(None, 512, rng(2))
     assert 0 < sampler.check_solver(draws, 512) <= 0.01
 

@@ -193,7 +193,7 @@ class ContinuousLayer(Layer):
         return x.T.reshape(y.shape), log_det
 
     def finer_inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The drift followed back in twice as many steps: `2^order` times nearer to the exact inverse than the steps' own."""
+        """The drift followed back in twice as many steps: the exact inverse to `2^-order` of the error of `steps`."""
         steps = 2 * int(self.steps)
         state: runge_kutta.State = (_batch_last(y), y.new_zeros(y.shape[0], dtype=torch.float64))
         rate = self._rate(steps)
