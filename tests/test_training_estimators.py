@@ -8,9 +8,10 @@ from tables import rng, scramble
 from latticeflow.flows import Affine, Continuous, Flow, Spectrum, Split, Symmetrised
 from latticeflow.lattice import Lattice
 from latticeflow.targets import FreeField, Phi4
-from latticeflow.training.loss import ESTIMATORS, forward, log_variance, path
+from latticeflow.training.loss import ESTIMATORS, forward, forward_path, forward_score, log_variance, path
 
 torch.set_num_threads(1)
+FORWARD = (forward_path, forward_score)
 BATCH = 2  # small, so that a wrong normalisation by the batch is seen
 N = 1000  # batches
 
@@ -85,7 +86,8 @@ def test_wrong_estimators_are_found(wrong):
     assert pulls(rows, exact) > 5
 
 
-def test_the_forward_gradient_in_closed_form():
+@pytest.mark.parametrize("forward", [forward_path, forward_score])
+def test_the_forward_gradient_in_closed_form(forward):
     """d KL(p || q) / d log A = 1 - sigma^2/A^2, over exact draws; those of another field must fail."""
     flow = gaussian((2,), 4.0)
     target, _ = two_sites(flow)
@@ -108,8 +110,13 @@ def test_what_vanishes_at_the_optimum_draw_by_draw():
     }
     assert largest["path"] < 1e-12 and largest["log_variance"] < 1e-12
     assert largest["reparametrised"] > 1e-2  # negative control: it only averages to zero
-    loss = forward(flow, free, free.sample(16, rng(54)))[1]
-    assert float(loss) == pytest.approx(free.log_z, rel=1e-12)
+    ahead = {
+        e: gradients(lambda b, e=e: e(flow, free, free.sample(64, rng(54, b))), flow, 3).abs().max()
+        for e in FORWARD
+    }
+    assert float(ahead[forward_path]) < 1e-12 and float(ahead[forward_score]) > 1e-2
+    for e in FORWARD:
+        assert float(e(flow, free, free.sample(16, rng(54)))[1]) == pytest.approx(free.log_z, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -141,3 +148,27 @@ def test_layers_give_the_score_function_without_an_inverse(spec, precision):
     torch.testing.assert_close(found, wanted, rtol=precision, atol=1e-2 * precision)
     other = gradients(lambda _: path(flow, target, noise), flow, 1)
     assert not torch.allclose(other, wanted, rtol=0.1)
+
+
+@pytest.mark.parametrize("base", ["white", "spectrum", "mean_field"])
+def test_both_forward_gradients_have_the_same_mean(base):
+    """5 sigma for each parameter of a flow with layers, on the same configurations; half of one must fail."""
+    target = FreeField(shape=(4, 4), m2=0.8)
+    flow = scramble(Split(layers=2, sines=2, base=base).build(Lattice((4, 4)), 1), 57, scale=0.1)
+
+    def rows(e):
+        return gradients(lambda b: e(flow, target, target.sample(64, rng(58, b))), flow, 60)
+
+    a, b = rows(forward_path), rows(forward_score)
+    for factor, failing in ((1.0, False), (0.5, True)):
+        difference = a - factor * b
+        pull = difference.mean(0).abs() / (difference.std(0) / np.sqrt(len(a))).clamp_min(1e-12)
+        assert (float(pull.max()) > 8) == failing and (failing or float(pull.max()) < 5)
+
+
+def test_a_mixture_over_a_sign_has_no_path_to_go_back():
+    flow = scramble(Symmetrised(flow=Split(layers=2)).build(Lattice((4, 4)), 1), 59, scale=0.05)
+    target = Phi4(shape=(4, 4), m2=-4.0, lam=8.0)
+    x = flow.push(flow.noise(8, rng(60)))[0].detach()
+    one, two = (gradients(lambda _, e=e: e(flow, target, x), flow, 1) for e in (forward, forward_score))
+    assert torch.equal(one, two)
