@@ -34,7 +34,7 @@ _HOME = {
     ],
     "correction": ["metropolis", "reweight", "unweight"],
     "store": ["Ensemble"],
-    "training": ["TrainSettings", "evaluate", "train"],
+    "training": ["Configurations", "TrainSettings", "evaluate", "train"],
     "config": ["Deck"],
     "run": ["Run"],
     "production.train": ["train_run"],
