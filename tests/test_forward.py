@@ -106,6 +106,20 @@ def test_draws_where_the_target_has_nothing_are_seen_in_reverse_only():
     assert abs(1 - np.exp(report.reverse.log_z - report.forward.log_z) - 0.1) < 0.01
 
 
+def test_an_error_as_large_as_the_estimate_is_no_agreement():
+    """One draw in 16,384 with nearly all of the weight: within errors of anything, and said to be so."""
+    log_w = np.zeros((256, 64))
+    log_w[3, 5] = 12.0
+    forward = forward_weights(log_w)
+    assert forward.ess_error > forward.ess / 3
+    good = summarise_weights(0.1 * rng(80).normal(size=N))
+    assert "no verdict" in Forward("flow", "hmc", good, forward).lines()[-1]
+    assert (
+        "agree:"
+        in Forward("flow", "hmc", good, forward_weights(0.1 * rng(84).normal(size=(256, 64)))).lines()[-1]
+    )
+
+
 def test_errors_respect_autocorrelation():
     """AR(1) chains, rho = 0.95^t: the error of log Z matches the scatter over 60 repetitions within 30 %.
 

@@ -61,6 +61,8 @@ class Forward:
             f"reverse, at {a.n:,} proposals of {self.proposal}: ESS / N {bracket(a.ess, a.ess_error)}, "
             f"log Z {bracket(a.log_z, a.log_z_error)}; pulls {self.pull:+.1f}, {self.log_z_pull:+.1f}",
         ]
+        if self.agree and not min(a.ess - 3 * a.ess_error, b.ess - 3 * b.ess_error) > 0:
+            return [*found, "no verdict: an ESS within 3 sigma of 0 agrees with anything; train longer"]
         if self.agree:
             return [*found, f"the two agree: {self.proposal} misses no mode that {self.source} has"]
         share = -np.expm1(-abs(a.log_z - b.log_z))
