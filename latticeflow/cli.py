@@ -42,7 +42,7 @@ TimeLimit = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Stop in time: seconds, MM:SS, HH:MM:SS or D-HH:MM:SS since the start."),
 ]
-SamplerName = Annotated[str, typer.Option(help="flow, hmc, hybrid, emcee or exact.")]
+SamplerName = Annotated[str, typer.Option(help="flow, hmc, cluster, annealed, hybrid, emcee or exact.")]
 
 
 @app.command()
