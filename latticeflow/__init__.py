@@ -19,7 +19,7 @@ _HOME = {
     "statistics": ["forward_weights", "jackknife", "mean", "summarise_weights", "tau_int"],
     "targets": ["FreeField", "Phi4", "Target"],
     "observables": ["measure", "observables"],
-    "flows": ["Affine", "Flow", "Split", "Symmetrised", "SymmetrisedFlow", "Tutorial"],
+    "flows": ["Affine", "Continuous", "Flow", "Split", "Symmetrised", "SymmetrisedFlow", "Tutorial"],
     "flows.stochastic": ["Stochastic"],
     "samplers": [
         "AnnealedSpec",
@@ -37,6 +37,7 @@ _HOME = {
     "training": ["Configurations", "TrainSettings", "evaluate", "train"],
     "config": ["Deck"],
     "run": ["Run"],
+    "pretrained": ["load"],
     "production.train": ["train_run"],
     "production.sample": ["sample_run"],
     "analysis.measure": ["measure_run"],

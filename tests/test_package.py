@@ -25,6 +25,7 @@ LAYERS = [
     {"store"},
     {"training"},
     {"config", "run"},
+    {"pretrained"},
     {"production"},
     {"analysis"},
     {"cli", "__main__", "__init__"},
