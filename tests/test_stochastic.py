@@ -14,11 +14,12 @@ from latticeflow.analysis.verify import verify_run
 from latticeflow.config import Deck
 from latticeflow.correction import metropolis
 from latticeflow.errors import InputError
+from latticeflow.flows import Split, Symmetrised
 from latticeflow.flows.stochastic import Stochastic, StochasticFlow
 from latticeflow.production.sample import sample_run
 from latticeflow.production.train import train_run
 from latticeflow.random import Purpose, stream
-from latticeflow.samplers import FlowSampler
+from latticeflow.samplers import FlowSampler, HybridSpec
 from latticeflow.statistics import summarise_weights
 from latticeflow.targets import FreeField, Phi4
 from latticeflow.training import TrainSettings, train
@@ -241,7 +242,17 @@ def test_no_density_at_given_x(flow):
         SPEC.build(SQUARE.lattice, 1)
 
 
-def test_production(tmp_path):
+def test_who_needs_that_density_refuses_at_once(flow):
+    with pytest.raises(InputError, match="hybrid: StochasticFlow has no density at given x"):
+        HybridSpec(chains=8, block=8).build(SQUARE, flow)
+    with pytest.raises(InputError, match="symmetrised: StochasticFlow has no density at given x"):
+        Symmetrised(flow=SPEC).build_for(SQUARE, 1)
+    split = Split(layers=2, sines=2)  # the same calls with a density
+    HybridSpec(chains=8, block=8).build(SQUARE, split.build(SQUARE.lattice, 1))
+    Symmetrised(flow=split).build_for(SQUARE, 1)
+
+
+def test_production(tmp_path, capsys):
     """A deck: trained, interrupted and resumed, sampled, measured and verified."""
     deck = {
         "name": "stochastic",
@@ -272,4 +283,5 @@ def test_production(tmp_path):
     weights = ensemble.summary().weights
     assert abs(weights.log_z - known["log_z"]) < 4 * weights.log_z_error
     assert np.isfinite(weights.ess)
-    verify_run(run)
+    assert verify_run(run)["flow"].of_paths
+    assert "log w not recomputed: they are those of paths" in " ".join(capsys.readouterr().out.split())

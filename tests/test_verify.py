@@ -291,6 +291,7 @@ def test_a_sound_run_passes(sound, capsys):
     assert (found["flow"].blocks, found["flow"].whole) == (5, 5)
     assert (found["hmc"].blocks, found["hmc"].whole) == (4, 4)
     assert 0 < found["flow"].log_w_error < 5e-4  # float32 rounding is seen, so something was compared
+    assert not any(one.of_paths for one in found.values())
     assert "is verified" in capsys.readouterr().out
 
 

@@ -43,7 +43,8 @@ class Findings:
     """`problems`: one line each, with the file in front. The rest: how much was looked at, and how well it agreed.
 
     `blocks`: that were read; `whole`: of them, checked whole; `log_w_error`, `s_error`: largest |stored - recomputed| of
-    log w and S, None where none could be recomputed; `seen`: hash of a block's log_prob to its path, to find copies.
+    log w and S, None where none could be recomputed; `of_paths`: log w belong to paths, of which only the ends are stored;
+    `seen`: hash of a block's log_prob to its path, to find copies.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -51,6 +52,7 @@ class Findings:
     whole: int = 0
     log_w_error: float | None = None
     s_error: float | None = None
+    of_paths: bool = False
     seen: dict[bytes, Path] = field(default_factory=dict)
 
     def add(self, other: "Findings") -> None:
@@ -59,6 +61,7 @@ class Findings:
         self.whole += other.whole
         self.log_w_error = _larger(self.log_w_error, other.log_w_error)
         self.s_error = _larger(self.s_error, other.s_error)
+        self.of_paths |= other.of_paths
         for mark, path in other.seen.items():
             self.note(mark, path)
 
@@ -80,9 +83,9 @@ def verify_run(run: Run | Path | str, sample: float = 1.0, device: str = "cpu") 
     and the weights. Every block: format, name, ensemble, checksums of the scalars, their means; no block twice, none
     missing inside a chain or from the chain index, no foreign file. On a share `sample` of the blocks, in (0, 1], chosen
     at random: the digest of all they hold, S of the stored fields, log w by the flow run backwards in float64 within
-    the tolerance recorded beside the precision, a chain's state against its last fields, observables stored with the
-    draws or beside the block (where this version's definitions made them); of draws without a field, S against the
-    measured action. The Metropolis chain is scanned again and compared entry by entry.
+    the tolerance recorded beside the precision (not that of paths, as the line then says), a chain's state against its
+    last fields, observables stored with the draws or beside the block (where this version's definitions made them); of draws
+    without a field, S against the measured action. The Metropolis chain is scanned again and compared entry by entry.
 
     Raises `StoreError` that counts the problems, which have been printed; `InputError` where `run` is no run folder, or
     `sample` is no share.
@@ -115,7 +118,10 @@ def _line(name: str, one: Findings) -> str:
     line = f"{name}: {one.blocks:,} blocks read, {one.whole:,} of them checked whole"
     errors = (("S", one.s_error), ("log w", one.log_w_error))
     found = ", ".join(f"{what} within {error:.1e}" for what, error in errors if error is not None)
-    return line + ("; recomputed from the fields: " + found if found else "; no fields to recompute from")
+    line += "; recomputed from the fields: " + found if found else "; no fields to recompute from"
+    return line + (
+        "; log w not recomputed: they are those of paths, of which only the ends are stored" * one.of_paths
+    )
 
 
 def _together(ranks: Ranks, mine: Findings) -> Findings:
@@ -259,7 +265,9 @@ class _Check:
         return _worst("S", stored, error, ROUNDING * (1 + np.abs(stored)))
 
     def _weights(self, data: dict[str, np.ndarray], about: dict[str, Any]) -> str | None:
-        """log w against that of the stored fields."""
+        """log w against that of the stored fields, which those of paths (annealed, stochastic) do not tell."""
+        if "log_w" in data and not self.sampler.any_density:
+            self.found.of_paths = True
         if "x" not in data or "log_w" not in data or not self.sampler.any_density:
             return None
         stored = data["log_w"][self.ensemble.kept_rows]

@@ -54,9 +54,10 @@ class Flow(nn.Module):
     """`x = T_n(...T_1(z))`, z from `base`; exact density `log q(x) = log r(z) - sum log_det`.
 
     `base` is a `WhiteNoise` or `Spectrum`, `layers` are `Layer`s. Fields are `[batch, *event_shape]`;
-    log-densities `[batch]`, normalised, flat measure.
+    log-densities `[batch]`, normalised, flat measure. `any_density`: `log_prob(x)` exists at any x.
     """
 
+    any_density: bool = True
     base: WhiteNoise
     layers: Any  # an nn.ModuleList of Layer, which torch types as modules of any kind
 

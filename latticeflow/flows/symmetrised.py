@@ -7,6 +7,7 @@ import torch
 from pydantic import field_serializer, field_validator
 from torch import Tensor
 
+from ..errors import InputError
 from ..lattice import Lattice
 from ..targets import LatticeTarget
 from .flow import Flow
@@ -45,7 +46,15 @@ class SymmetrisedFlow(Flow):
 
     @classmethod
     def of(cls, flow: Flow) -> "SymmetrisedFlow":
-        """The symmetrised flow that shares base and layers with `flow`."""
+        """The symmetrised flow that shares base and layers with `flow`.
+
+        Raises `InputError` for a flow that is more than its base and layers, and has no density at given x.
+        """
+        if not flow.any_density:
+            raise InputError(
+                f"symmetrised: {type(flow).__name__} has no density at given x, and q(-x) is needed: its weights are "
+                "those of paths. Symmetrise a flow of another kind (a stochastic flow's layers are equivariant anyway)"
+            )
         return cls(flow.base, flow.layers)
 
     def push(self, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ class FlowSampler(Sampler):
         if flow.event_shape != target.event_shape:
             raise InputError(f"flow on {flow.event_shape}, target on {target.event_shape}: shapes must agree")
         self.target, self.flow, self.batch = target, flow, batch
-        self.any_density = getattr(flow, "any_density", True)  # a stochastic flow has only that of its paths
+        self.any_density = flow.any_density  # a stochastic flow has only that of its paths
         self.density_tolerance = density_tolerance
 
     def check_solver(self, draws: Draws, n: int) -> float:

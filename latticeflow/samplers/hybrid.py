@@ -28,7 +28,9 @@ class HybridSpec(HMCSpec):
     density_tolerance: float = Field(0.01, gt=0)
 
     def build(self, target: Target, flow: Flow | None = None, device: str = "cpu") -> "Hybrid":
-        """The sampler. Raises `InputError` without a flow, or for another shape or measure of the target."""
+        """The sampler. Raises `InputError` without a flow, for one without a density at given x (a stochastic flow), or for
+        another shape or measure of the target.
+        """
         self.require_flat(target)
         if flow is None:
             raise InputError(
@@ -63,6 +65,11 @@ class Hybrid(HMC):
     def __init__(self, target: Target, spec: HybridSpec, flow: Flow, device: str = "cpu"):
         if flow.event_shape != target.event_shape:
             raise InputError(f"flow on {flow.event_shape}, target on {target.event_shape}: shapes must agree")
+        if not flow.any_density:
+            raise InputError(
+                f"hybrid: {type(flow).__name__} has no density at given x, which the ratio of (a) needs of what HMC "
+                "moved: its weights are those of paths. Use it with sampler 'flow', or train a flow of another kind"
+            )
         super().__init__(target, spec, device)
         self.flow = copy.deepcopy(flow).to(device=device, dtype=torch.float64).eval()
         self.rounds, self.density_tolerance = spec.thin, spec.density_tolerance
