@@ -1,6 +1,6 @@
 """Independent chi2 per second of chains that learn nothing: HMC, Fourier-accelerated HMC and clusters, m2 = -4.
 
-    python -m benchmarks.hmc_cost [8x8 10x10 14x14 20x20] [--steps 1500]
+    python -m benchmarks.hmc_cost [8x8 10x10 14x14 20x20] [--steps 1000]
 
 One core, drawing alone; seconds are those of the processor, so that other jobs disturb little. The first line is the
 default HMC, as it tunes itself, 128 chains in float64. Each of the others
