@@ -31,7 +31,10 @@ RunOrDeck = Annotated[
 ]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 (typer reads this annotation at run time)
-    typer.Option("--set", help="Override a deck key, e.g. --set train.steps=500. May be repeated."),
+    typer.Option(
+        "--set",
+        help="Override a deck key, e.g. --set train.steps=500, or train.stage.0.steps=500 of the first stage. May be repeated.",
+    ),
 ]
 RunOption = Annotated[
     Optional[Path],  # noqa: UP045

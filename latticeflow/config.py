@@ -102,7 +102,10 @@ class Deck(Spec):
 
 
 def override(table: dict[str, Any], item: str) -> None:
-    """Apply one `key.path=value` to plain tables, in place. The value is TOML; a bare word is a string."""
+    """Apply one `key.path=value` to plain tables, in place. The value is TOML; a bare word is a string.
+
+    Numbers in the path count the entries of a list from 0: `train.stage.0.steps=100`.
+    """
     key, equals, text = item.partition("=")
     if not equals or not key.strip():
         raise InputError(f"--set {item}: expected key=value, for example train.steps=500")
@@ -110,9 +113,29 @@ def override(table: dict[str, Any], item: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        table = table.setdefault(parent, {})
-        if not isinstance(table, dict):
-            raise InputError(f"--set {item}: '{parent}' is a value, not a table")
-    table[last] = value
+    names = key.strip().split(".")
+    found: Any = table
+    for i, name in enumerate(names):
+        place = _place(found, ".".join(names[:i]), name, item)
+        if i == len(names) - 1:
+            found[place] = value
+        else:
+            found = found.setdefault(place, {}) if isinstance(found, dict) else found[place]
+
+
+def _place(inside: Any, path: str, name: str, item: str) -> str | int:
+    """`name` as a key of the table or a place in the list that is `inside`, called `path`. Raises `InputError`."""
+    if isinstance(inside, list):
+        if not name.isdecimal() or int(name) >= len(inside):
+            raise InputError(
+                f"--set {item}: no {path}.{name}: {path} has {len(inside)} entries, counted from 0; expected for example "
+                f"{path}.{max(0, len(inside) - 1)}"
+            )
+        return int(name)
+    if not isinstance(inside, dict):
+        raise InputError(f"--set {item}: '{path}' is a value, not a table")
+    if name.isdecimal():
+        raise InputError(
+            f"--set {item}: no {path}.{name}: '{path}' is no list in this deck (one entry is written [[{path}]])"
+        )
+    return name

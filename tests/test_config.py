@@ -1,6 +1,7 @@
 """Decks: what they accept, what they refuse, and that a resolved deck reads back as itself."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -104,10 +105,39 @@ def test_missing_file(tmp_path):
         Deck.read(tmp_path / "none.toml")
 
 
-@pytest.mark.parametrize("item", ["train.steps", "=3", "seed.deep=3"])
-def test_bad_overrides(write, item):
-    with pytest.raises(InputError, match="--set"):
+@pytest.mark.parametrize(
+    "item, message",
+    [
+        ("train.steps", "expected key=value"),
+        ("=3", "expected key=value"),
+        ("seed.deep=3", "'seed' is a value, not a table"),
+        (
+            "train.stage.0.steps=3",
+            r"no train\.stage\.0: 'train\.stage' is no list in this deck.*\[\[train\.stage\]\]",
+        ),
+        (
+            "train.batch.2.1=3",
+            r"no train\.batch\.2: train\.batch has 2 entries, counted from 0; .*train\.batch\.1$",
+        ),
+        ("train.batch.-1=3", r"no train\.batch\.-1"),
+        ("train.batch.last=3", r"no train\.batch\.last"),
+    ],
+)
+def test_bad_overrides(write, item, message):
+    with pytest.raises(InputError, match=f"--set {re.escape(item)}: .*{message}"):
         Deck.read(write(), [item])
+
+
+def test_overrides_inside_a_list(write):
+    stages = "[[train.stage]]\nsteps = 4\n[[train.stage]]\nlr = 1e-3\n[sampler.hmc]"
+    path = write(old="[sampler.hmc]", new=stages)
+    one = Deck.read(
+        path, ["train.stage.0.steps=100", "train.stage.0.target.lam=7.5", "train.batch.1=[0.7, 64]"]
+    )
+    assert one.train.stage == ({"steps": 100, "target": {"lam": 7.5}}, {"lr": 1e-3})
+    assert one.train.batch == ((0.0, 16), (0.7, 64))
+    with pytest.raises(InputError, match=r"train\.stage 2: .*did you mean 'lr'"):
+        Deck.read(path, ["train.stage.1.lrr=1e-4"])
 
 
 def test_run_folder(write, tmp_path):
