@@ -33,7 +33,7 @@ Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 (typer reads this annotation at run time)
     typer.Option(
         "--set",
-        help="Override a deck key, e.g. --set train.steps=500, or train.stage.0.steps=500 of the first stage. May be repeated.",
+        help="Override a deck key: --set train.steps=500; of the first stage: train.stage.0.steps=500. May be repeated.",
     ),
 ]
 RunOption = Annotated[
