@@ -67,6 +67,19 @@ def test_the_plan_of_a_deck():
     assert (alone.start, alone.end, alone.count, alone.target) == (0, 5, 1, TARGET)
 
 
+def test_steps_of_every_stage_are_enough():
+    own = {"batch": 16, "stage": tuple({**table, "steps": k} for k, table in zip((4, 3, 6), LADDER))}
+    found = TrainSettings(**own)
+    assert [(s.start, s.end) for s in plan(found, TARGET)] == [(0, 4), (4, 7), (7, 13)]
+    assert TrainSettings(**found.model_dump()) == found == TrainSettings(steps=6, **own)
+    with pytest.raises(InputError, match=r"train\.stage 3: 'steps' is missing, here and in \[train\]"):
+        TrainSettings(stage=LADDER)
+    with pytest.raises(InputError, match=r"steps: missing; it has no default"):
+        TrainSettings(batch=16)
+    with pytest.raises(InputError, match=r"stage 1: .*steps"):
+        TrainSettings(stage=({"steps": 0}, {"steps": 1}))
+
+
 TEXT = """
 name = "ladder"
 seed = 3

@@ -3,7 +3,7 @@
 import math
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..errors import InputError
 from ..spec import Spec
@@ -31,7 +31,8 @@ class TrainSettings(Spec):
     configuration is moved by a random translation, reflection and rotation of the lattice, and half of them by phi -> -phi.
 
     `stage`: a plan, walked in order (`training/stages.py`). Each stage is a table of these keys, but for `precision`,
-    `threads` and `keep`; what it does not say is said here. Also `target`, any keys of the target's table.
+    `threads` and `keep`; what it does not say is said here (`steps` need not be, where every stage has its own). Also
+    `target`, any keys of the target's table.
     """
 
     steps: int = Field(gt=0)
@@ -55,6 +56,20 @@ class TrainSettings(Spec):
     keep: int = Field(3, ge=1)
     threads: int = Field(1, ge=1)
     stage: tuple[dict[str, Any], ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps(cls, values: Any) -> Any:
+        """`steps` of the last stage where all have their own and [train] has none."""
+        tables = values.get("stage") if isinstance(values, dict) else None
+        if not tables or "steps" in values or not all(isinstance(table, dict) for table in tables):
+            return values
+        for number, table in enumerate(tables, start=1):
+            if "steps" not in table:
+                raise InputError(
+                    f"train.stage {number}: 'steps' is missing, here and in [train]; it has no default"
+                )
+        return {**values, "steps": tables[-1]["steps"]}
 
     def model_post_init(self, context) -> None:
         schedule = self.batches
