@@ -184,3 +184,34 @@ def test_a_training_of_one_evaluation_is_plotted(recwarn):
 
     assert plots.training([{"step": 40, "loss": 0.5, "ess": 0.9, "ess_draws": 1024}]).startswith(b"\x89PNG")
     assert not [one for one in recwarn if "ylim" in str(one.message)]
+
+
+def test_the_stages_of_a_plan_are_told_apart_in_the_plot():
+    """Loss above each stage's own bound, and a line where a stage ends; one stage is the plain loss."""
+    from latticeflow.analysis import plots
+
+    def lines(step, stage, log_z):
+        return {
+            "step": step,
+            "loss": 0.5 - log_z,
+            "ess": 0.9,
+            "ess_draws": 1024,
+            "log_z": log_z,
+            "stage": stage,
+        }
+
+    def curves(axes):
+        return [line.get_ydata() for line in axes.lines if line.get_marker() == "."]
+
+    log = [lines(10, 1, 3.0), lines(20, 1, 3.0), lines(30, 2, 80.0), lines(40, 2, 81.0)]
+    for log_z, last in ((None, [1.5, 0.5]), (81.2, [1.7, 0.7])):
+        above, below = plots.training.__wrapped__(log, log_z).axes
+        for found, expected in zip(curves(above), ([0.5, 0.5], last), strict=True):
+            np.testing.assert_allclose(found, expected)
+        for axes in (above, below):
+            ends = [line.get_xdata() for line in axes.lines if line.get_linestyle() == ":"]
+            assert ends == [[20, 20]]
+    above, _ = plots.training.__wrapped__(log[:2], 3.0).axes
+    np.testing.assert_allclose(*curves(above), [-2.5, -2.5])
+    many = [lines(10 * k, 1 + k // 160, 3.0) for k in range(202)]  # smoothed over 4 lines
+    assert plots.training(many).startswith(b"\x89PNG")

@@ -6,6 +6,7 @@ Colours are those of Okabe and Ito, told apart by the colour-blind; samplers als
 import io
 from collections.abc import Callable, Iterator
 from functools import wraps
+from itertools import groupby
 from typing import Any
 
 import matplotlib
@@ -55,25 +56,40 @@ def styled(draw):
 
 @styled
 def training(log: list[dict], log_z: float | None = None) -> Figure:
-    """Reverse-KL loss and ESS with its error against the optimiser step; `-log Z` is the loss's bound."""
+    """Reverse-KL loss and ESS with its error against the optimiser step; `-log Z` is the loss's bound.
+
+    The stages of a plan have targets of their own, and so other bounds: theirs is the loss above it, `<log q + S> + log Z`,
+    log Z being that of the stage's last line, or `log_z` for the last stage. Dotted lines are the ends of stages.
+    """
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     above, below = figure.subplots(2, sharex=True)
-    step, loss = np.array([(line["step"], line["loss"]) for line in log if "loss" in line]).T
-    width = max(1, len(loss) // 50)
-    above.plot(
-        step, loss, color=COLOURS[0], alpha=1 if width == 1 else 0.35, marker="." if width == 1 else None
-    )
-    if width > 1:
-        smooth = np.convolve(loss, np.full(width, 1 / width), "valid")
-        label = rf"mean of {width} lines of the log"
-        above.plot(step[width // 2 :][: len(smooth)], smooth, color=COLOURS[0], label=label)
-    low, high = np.quantile(loss, [0.0, 0.97])
-    if log_z is not None:
-        above.axhline(-log_z, color="black", linestyle="--", linewidth=1, label=r"$-\log Z$")
-        low = min(low, -log_z)
+    lines = [line for line in log if "loss" in line]
+    stages = [list(own) for _, own in groupby(lines, key=lambda line: line.get("stage", 1))]
+    plan, width, seen = len(stages) > 1, max(1, len(lines) // 50), []
+    for k, own in enumerate(stages):
+        step, loss = np.array([(line["step"], line["loss"]) for line in own]).T
+        if plan:
+            loss = loss + (log_z if log_z is not None and own is stages[-1] else own[-1]["log_z"])
+        seen.append(loss)
+        style: Any = {"marker": "."} if width == 1 else {"alpha": 0.35}
+        above.plot(step, loss, color=COLOURS[0], **style)
+        if 1 < width <= len(loss):
+            smooth = np.convolve(loss, np.full(width, 1 / width), "valid")
+            label = None if k else rf"mean of {width} lines of the log"
+            above.plot(step[width // 2 :][: len(smooth)], smooth, color=COLOURS[0], label=label)
+        if own is not stages[-1]:
+            for axes in (above, below):
+                axes.axvline(step[-1], color="black", linestyle=":", linewidth=1)
+    low, high = np.quantile(np.concatenate(seen), [0.0, 0.97])
+    bound = 0.0 if plan else None if log_z is None else -log_z
+    if bound is not None:
+        above.axhline(bound, color="black", linestyle="--", linewidth=1, label=None if plan else r"$-\log Z$")
+        low = min(low, bound)
     margin = 0.05 * (high - low) or 0.5  # a log of one line has no spread
     above.set_ylim(low - margin, high + margin)
-    above.set_ylabel(r"loss  $\langle \log q + S \rangle$")
+    above.set_ylabel(
+        r"$\langle \log q + S \rangle + \log Z$" if plan else r"loss  $\langle \log q + S \rangle$"
+    )
     if above.get_legend_handles_labels()[0]:
         above.legend()
     measured = [line for line in log if line.get("ess") is not None]
