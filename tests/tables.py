@@ -34,10 +34,10 @@ FLOWS = {
         (Split(layers=2, base="mean_field"), (4, 4), True),
     ],
     "continuous": [
-        (Continuous(steps=30, solver="rk6"), (5,), True),
-        (Continuous(sines=3, modes=2, steps=30, solver="rk6", base="white"), (4, 6), True),
-        (Continuous(sines=2, steps=20, solver="rk6"), (2, 4, 3), True),
-        (Continuous(sines=1, modes=1, steps=60), (2, 2, 2, 2), True),
+        (Continuous(steps=20, solver="rk6"), (5,), True),
+        (Continuous(sines=3, modes=2, steps=15, solver="rk6", base="white"), (4, 6), True),
+        (Continuous(sines=2, steps=16, solver="rk6"), (2, 4, 3), True),
+        (Continuous(sines=1, modes=1, steps=24), (2, 2, 2, 2), True),
     ],
     "affine": [
         (Affine(layers=2, hidden=(3,)), (6,), False),

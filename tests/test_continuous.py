@@ -72,7 +72,7 @@ def test_drift_is_the_formula():
     jacobian = torch.autograd.functional.jacobian(
         lambda z: rate(0.0, (z.reshape(-1, 1), None))[0].flatten(), x[0].flatten()
     )
-    assert float(divergence[0]) == pytest.approx(float(torch.trace(jacobian)), abs=1e-10)
+    assert float(divergence[0].detach()) == pytest.approx(float(torch.trace(jacobian)), abs=1e-10)
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 4), (2, 3, 2)])
