@@ -18,6 +18,7 @@ import torch
 from ..config import Deck
 from ..console import console
 from ..errors import InputError, LatticeflowError, StoreError
+from ..flows.conditional import member
 from ..observables import measure
 from ..production.device import bind_device
 from ..production.ranks import Ranks
@@ -209,7 +210,7 @@ def sampler_of(run: Run, ensemble: Ensemble, device: str) -> Sampler:
         except LatticeflowError:  # reported with the checkpoints
             continue
         if same:
-            return spec.build(run.deck.target, flow=flow, device=device)
+            return spec.build(run.deck.target, flow=member(flow, run.deck.target), device=device)
     raise StoreError(
         f"{ensemble.path} was drawn by weights of SHA-256 {str(ensemble.weights)[:16]}..., which no sound checkpoint "
         f"in {run.weights} has: they were edited, replaced or removed. Put them back"

@@ -1,7 +1,7 @@
 """The target: an unnormalised log-density on an event space."""
 
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -28,6 +28,10 @@ class Target(Spec):
 
     def log_prob(self, x: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def at(self, **couplings: float) -> Self:
+        """The same target at other couplings. Raises `InputError` for one that it does not have."""
+        return type(self)(**(self.model_dump() | couplings)) if couplings else self
 
     def force(self, x: Tensor) -> Tensor:
         """`d log_prob / dx`, shape of x; by autograd unless a target knows better."""

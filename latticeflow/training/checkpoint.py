@@ -19,6 +19,7 @@ from safetensors.torch import load, save_file
 from ..errors import InputError, StoreError, WriteFailed
 from ..files import file_hash, sync_folder
 from ..flows import Flow
+from ..flows.conditional import member
 from ..samplers.base import DTYPES
 from ..spec import differences
 from ..targets import LatticeTarget, Target
@@ -215,7 +216,16 @@ def build_flow(deck, target: Target | None = None) -> Flow:
 
 
 def load_flow(weights: Path, deck) -> tuple[Flow, str]:
-    """The deck's flow with the newest weights, float32 or float64 as trained, and the weights' SHA-256."""
+    """The deck's flow with the newest weights, float32 or float64 as trained, and the weights' SHA-256.
+
+    Of a conditional flow the one at the deck's target; `load_family` has all of it.
+    """
+    flow, digest = load_family(weights, deck)
+    return member(flow, deck.target), digest
+
+
+def load_family(weights: Path, deck) -> tuple[Flow, str]:
+    """As `load_flow`, a conditional flow as such."""
     flow, checkpoint = build_flow(deck), latest(weights)
     return flow, load_trained(flow, checkpoint)
 

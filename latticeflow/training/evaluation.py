@@ -7,6 +7,7 @@ from ..flows import Flow
 from ..random import Purpose, stream
 from ..statistics.weights import WeightSummary, summarise_weights
 from ..targets import Target
+from .members import name_of, probes
 from .parallel import ALONE, Group
 
 BATCH = 1024
@@ -44,13 +45,24 @@ def density_error(flow: Flow, *, seed: int, step: int = 0, group: Group = ALONE)
     return float(group.sum(error).max())
 
 
+def evaluate_all(
+    flow: Flow, target: Target, draws: int, *, seed: int, step: int = 0, group: Group = ALONE
+) -> dict[str, WeightSummary]:
+    """`evaluate` of a conditional flow at each of its probes, by their names, the worst first; of another under ""."""
+    found = {
+        name_of(point): evaluate(member, target.at(**point), draws, seed=seed, step=step, group=group)
+        for point, member in probes(flow)
+    }
+    return dict(sorted(found.items(), key=lambda item: item[1].ess))
+
+
 def refine(flow: Flow, allowed: float, *, seed: int, step: int = 0, group: Group = ALONE) -> float:
-    """Raise the number of the flow's steps until `density_error` is at most `allowed`; returns it.
+    """Raise the number of the flow's steps until `density_error` (at all probes) is at most `allowed`; returns it.
 
     Raises `NumericalError` where 130 times as many steps do not do.
     """
     for _ in range(REFINEMENTS):
-        error = density_error(flow, seed=seed, step=step, group=group)
+        error = max(density_error(one, seed=seed, step=step, group=group) for _, one in probes(flow))
         if error <= allowed:
             return error
         flow.refine()

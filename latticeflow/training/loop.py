@@ -21,8 +21,9 @@ from ..targets import Target
 from ..threads import threads
 from . import checkpoint as ckpt
 from .data import Configurations, find_data
-from .evaluation import evaluate, refine
+from .evaluation import evaluate_all, refine
 from .loss import ESTIMATORS, NEED_MEAN, forward
+from .members import of_batch, parameter_groups, require_trainable
 from .parallel import ALONE, Group, broadcast, noise, require_equal_weights, sum_gradients
 from .settings import TrainSettings
 from .soap import Soap
@@ -53,7 +54,8 @@ def train(
     one, and the result is that of an uninterrupted training, bit for bit, on the same machine and number of ranks.
     `tick` gets the number of steps done after each; `report` gets a record after each evaluation: `step`, `loss`
     (mean over the steps since the last: of log q - log p for the reverse objective), `grad_norm`, `lr`, `batch`, `ess`,
-    `ess_error`, `ess_draws`, `log_z`, `seconds` (of training, evaluation excluded), of a plan also `stage`.
+    `ess_error`, `ess_draws`, `log_z`, `seconds` (of training, evaluation excluded), of a plan also `stage`. Of a conditional
+    flow `ess` and `log_z` are those at the worst of its probes, and `ess lam=4.5` and so on are there, too.
 
     A plan (`settings.stage`) is walked in order. `build(target)` makes the flow of a stage on another lattice than `flow`.
     `settings.data` is looked for beside `weights` first. Every stage ends with a checkpoint, and checkpoints say which
@@ -73,6 +75,8 @@ def train(
     if flow.event_shape != target.event_shape:
         raise InputError(f"flow on {flow.event_shape}, target on {target.event_shape}: shapes must agree")
     stages = plan(settings, target)
+    for stage in stages:
+        require_trainable(flow, stage.settings)
     with threads(settings.threads):
         training = _Training(flow, stages, settings, seed, weights, group, build)
         for stage in stages[training.begin(resume) - 1 :]:
@@ -122,7 +126,7 @@ class _Training:
     def _start(self, stage: Stage, flow: Flow) -> None:
         """Be at the first step of a stage, with its own optimiser."""
         self.stage, self.settings, self.target, self.flow = stage, stage.settings, stage.target, flow
-        self.optimizer = OPTIMIZERS[self.settings.optimizer](flow.parameters(), lr=self.settings.lr)
+        self.optimizer = OPTIMIZERS[self.settings.optimizer](parameter_groups(flow), lr=self.settings.lr)
         self.first: float | None = None
         self.losses: list[float] = []
         self.data: Configurations | None = None
@@ -224,15 +228,18 @@ class _Training:
 
     def _reverse(self, weight: float, batch: int, part: range) -> float:
         """This rank's part of the reverse divergence: its gradient is added to `.grad`, its value returned."""
-        estimator = self.settings.estimator
-        if not part:
-            if estimator in NEED_MEAN:
-                self.group.sum(torch.zeros((), dtype=torch.float64))
-            return 0.0
-        white = noise(self.flow, self.seed, self.done, batch, part)
-        surrogate, value = ESTIMATORS[estimator](self.flow, self.target, white, batch, self.group.sum)
-        (surrogate * weight).backward()
-        return float(value) * weight
+        estimator, found = self.settings.estimator, 0.0
+        white = noise(self.flow, self.seed, self.done, batch, part) if part else torch.empty(0)
+        for flow, target, n, rows in of_batch(self.flow, self.target, self.done, batch, part):
+            if rows.start == rows.stop:
+                if estimator in NEED_MEAN:
+                    self.group.sum(torch.zeros((), dtype=torch.float64))
+                continue
+            share = weight * n / batch
+            surrogate, value = ESTIMATORS[estimator](flow, target, white[rows], n, self.group.sum)
+            (surrogate * share).backward()
+            found += float(value) * share
+        return found
 
     def _forward(self, weight: float, batch: int, part: range) -> float:
         """The same of the forward divergence, on stored configurations."""
@@ -271,14 +278,10 @@ class _Training:
         keys: dict[str, Any] = {"seed": self.seed, "step": self.done, "group": self.group}
         try:
             error = refine(self.flow, settings.density_tolerance, **keys)
-            self.summary = evaluate(
-                self.flow,
-                self.target,
-                settings.evaluate_draws,
-                **keys,
-            )
+            found = evaluate_all(self.flow, self.target, settings.evaluate_draws, **keys)
         except LatticeflowError as failure:
             raise self._diverged(f"its evaluation failed ({failure})") from None
+        self.summary = next(iter(found.values()))
         record = {
             "step": self.done,
             "loss": float(np.mean(self.losses)),
@@ -291,6 +294,7 @@ class _Training:
             "log_z": self.summary.log_z,
             "seconds": self.seconds,
         }
+        record |= {f"ess {name}": one.ess for name, one in sorted(found.items()) if name}
         if self.flow.approximate:
             record["density_error"] = error
         if self.whole.stage:

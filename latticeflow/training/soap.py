@@ -6,9 +6,9 @@ sides of a weight matrix. The kernels of a physics flow are few numbers, so here
     C <- b2 C + (1 - b2) g g^T,   C = Q diag Q^T (every `every` steps),   r = Q^T g,
     m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) r^2,   theta <- theta - lr Q [ Q^T m / (sqrt v + eps) ],
 
-m and v with Adam's corrections for their start. All parameters together where they are at most `largest`; else one tensor
-at a time, and plain Adam (Q = 1) for a tensor larger than that. Everything but the weights in float64: the eigenvectors
-decide the direction of the step, and several ranks must find the same ones.
+m and v with Adam's corrections for their start. All parameters of a group together where they are at most `largest`; else
+one tensor at a time, and plain Adam (Q = 1) for a tensor larger than that. Everything but the weights in float64: the
+eigenvectors decide the direction of the step, and several ranks must find the same ones.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ class Soap(torch.optim.Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float,
         betas: tuple[float, float] = (0.9, 0.99),
         every: int = 10,
@@ -32,9 +32,10 @@ class Soap(torch.optim.Optimizer):
         eps: float = 1e-8,
     ):
         super().__init__(parameters, {"lr": lr, "betas": betas, "every": every, "eps": eps})
-        tensors = list(chain.from_iterable(group["params"] for group in self.param_groups))
-        together = sum(p.numel() for p in tensors) <= largest
-        self.blocks = [tensors] if together else [[p] for p in tensors]
+        self.blocks: list[list[nn.Parameter]] = []
+        for group in self.param_groups:
+            together = sum(p.numel() for p in group["params"]) <= largest
+            self.blocks += [group["params"]] if together else [[p] for p in group["params"]]
         self.largest = largest
 
     @torch.no_grad()

@@ -1,0 +1,60 @@
+"""The ordinary flows that a training step or an evaluation works with: of a conditional flow, those at some couplings."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import InputError
+from ..flows import Flow
+from ..flows.conditional import ConditionalFlow, Point
+from ..targets import Target
+from .settings import TrainSettings
+
+
+def require_trainable(flow: Flow, settings: TrainSettings) -> None:
+    """Raise `InputError` for an objective that needs configurations of all couplings: an ensemble has those of one."""
+    if isinstance(flow, ConditionalFlow) and settings.objective != "reverse":
+        raise InputError(
+            f"train.objective = '{settings.objective}' of a conditional flow: stored configurations are of one coupling. "
+            "Use objective = 'reverse', which needs none"
+        )
+
+
+def parameter_groups(flow: Flow) -> list[dict[str, Any]]:
+    """For an optimiser: all parameters, and of a conditional flow those of each polynomial for themselves."""
+    if not isinstance(flow, ConditionalFlow):
+        return [{"params": list(flow.parameters())}]
+    return [{"params": list(group.parameters())} for group in (flow.flow, *flow.coefficients)]
+
+
+def of_batch(
+    flow: Flow, target: Target, step: int, batch: int, part: range
+) -> Iterator[tuple[Flow, Target, int, slice]]:
+    """What computes the configurations `part` of the batch of `step`: flow, target, and how many of all are theirs.
+
+    An ordinary flow all of them. Of a conditional one each of its K training points, in turn: configurations
+    `[batch k / K, batch (k + 1) / K)` of all, of which the slice, rows of `part`, is here; it may be empty. Every rank sees
+    the same members. Gradients that are computed before the next is asked for reach the flow's own parameters.
+    """
+    if not isinstance(flow, ConditionalFlow):
+        yield flow, target, batch, slice(0, len(part))
+        return
+    points = flow.training_points(step)
+    for k, point in enumerate(points):
+        first, last = batch * k // len(points), batch * (k + 1) // len(points)
+        low, high = max(first, part.start), min(last, part.stop)
+        rows = slice(low - part.start, max(low, high) - part.start)
+        if last > first:
+            with flow.learning_at(point) as member:
+                yield member, target.at(**point), last - first, rows
+
+
+def probes(flow: Flow) -> list[tuple[Point, Flow]]:
+    """At which points a flow is judged, with the ordinary flow there; one that is ordinary as it is, the point empty."""
+    if not isinstance(flow, ConditionalFlow):
+        return [({}, flow)]
+    return [(point, flow.at_point(point)) for point in flow.probes()]
+
+
+def name_of(point: Point) -> str:
+    """`lam=4.5 m2=-4`."""
+    return " ".join(f"{name}={value:g}" for name, value in point.items())
