@@ -1,6 +1,5 @@
 """Flow proposals in turn with HMC, against quadrature; wrong ratios and HMC alone must fail the same checks."""
 
-import shutil
 from typing import ClassVar
 
 import numpy as np
@@ -252,15 +251,3 @@ def test_production(trained, tmp_path):
     assert found.quality["hybrid"]["flow_acceptance"].value > 0.1
     assert "training_seconds" in found.quality["hybrid"] and "training_seconds" not in found.quality["hmc"]
     assert abs(found.pull("phi2", "hmc")) < 4
-
-
-@pytest.mark.mpi
-def test_two_ranks_draw_the_same_bytes(trained, mpirun, tmp_path):
-    for name, ranks in (("one", 1), ("two", 2)):
-        shutil.copytree(trained.path, tmp_path / name, ignore=shutil.ignore_patterns("ensembles"))
-        sample = ("-m", "latticeflow", "sample", name, "--sampler", "hybrid", "--draws", "8192")
-        job = mpirun(ranks, *sample, cwd=tmp_path)
-        assert job.returncode == 0, job.stderr
-    assert f"on {ranks} rank(s)" in job.stdout
-    one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
-    assert one == two and len(one) == 5

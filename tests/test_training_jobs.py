@@ -22,7 +22,7 @@ from latticeflow.training import TrainSettings, log
 from latticeflow.training import checkpoint as ckpt
 from latticeflow.training.parallel import ALONE
 
-STEPS = 300
+STEPS = 150
 DECK = f"""
 name = "tiny"
 seed = 7
@@ -39,9 +39,9 @@ sines = 2
 steps = {STEPS}
 warmup = 5
 batch = 67
-evaluate_every = 30
+evaluate_every = 10
 evaluate_draws = 2048
-checkpoint_every = 30
+checkpoint_every = 10
 precision = "float64"
 """
 TRAIN = ("-m", "latticeflow", "train")
