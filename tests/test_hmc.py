@@ -20,7 +20,7 @@ SQUARE = Phi4(shape=(2, 2), m2=-4.0, lam=8.0)
 INTEGRATORS = ("omelyan", "leapfrog")
 
 
-def run(target, steps=1500, seed=1, **settings):
+def run(target, steps=800, seed=1, **settings):
     """Draws of one stream and their field as `[chains, steps, V]`."""
     spec = HMCSpec(**{"chains": 128, "block": 128, "thermalisation": 200, **settings})
     sampler = spec.build(target)
@@ -183,14 +183,14 @@ def test_two_by_two_quadrature(integrator, precision):
     draws, x, _ = run(SQUARE, integrator=integrator, precision=precision)
     found = pulls(x, reference)
     assert len(found) == 4 and all(abs(pull) < 4 for pull in found.values()), found
-    assert mean(observables(x)["phi2"]).error < 0.003 * reference["phi2"]
+    assert mean(observables(x)["phi2"]).error < 0.004 * reference["phi2"]
     assert draws.x.dtype == getattr(torch, precision)
     np.testing.assert_array_equal(draws.log_prob, SQUARE.log_prob(draws.x.double()).numpy())
 
 
 @pytest.mark.parametrize("side, m2, lam", [(6, -4.0, 3.0), (3, 0.5, 1.0), (2, -1.0, 0.5), (1, -2.0, 1.0)])
 def test_transfer_matrix(side, m2, lam):
-    _, x, _ = run(Phi4(shape=(side,), m2=m2, lam=lam), steps=1000)
+    _, x, _ = run(Phi4(shape=(side,), m2=m2, lam=lam), steps=500)
     found = pulls(x, transfer_matrix(side, m2, lam))
     assert len(found) == 3 and all(abs(pull) < 4 for pull in found.values()), found
 

@@ -46,7 +46,7 @@ def gradients(estimator, flow, target, batches: int, key: int) -> torch.Tensor:
 def test_both_estimators_have_the_same_mean(spec):
     """5 sigma for each of the parameters (independent noise), away from the optimum; half the path gradient must fail."""
     flow = scramble(spec.build(Lattice((4, 4)), 1), 41, scale=0.05)
-    a, b = gradients(reparametrised, flow, PHI4, 400, 42), gradients(path, flow, PHI4, 400, 43)
+    a, b = gradients(reparametrised, flow, PHI4, 150, 42), gradients(path, flow, PHI4, 150, 43)
     error = torch.sqrt(a.var(0) / len(a) + b.var(0) / len(b))
     assert float(((a.mean(0) - b.mean(0)).abs() / error).max()) < 5
     assert float(((a.mean(0) - 0.5 * b.mean(0)).abs() / error).max()) > 10
