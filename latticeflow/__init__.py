@@ -20,6 +20,7 @@ _HOME = {
     "targets": ["FreeField", "Phi4", "Target"],
     "observables": ["measure", "observables"],
     "flows": ["Affine", "Continuous", "Flow", "Split", "Symmetrised", "SymmetrisedFlow", "Tutorial"],
+    "flows.conditional": ["Conditional", "ConditionalFlow"],
     "flows.stochastic": ["Stochastic"],
     "samplers": [
         "AnnealedSpec",
@@ -41,7 +42,10 @@ _HOME = {
     "production.train": ["train_run"],
     "production.sample": ["sample_run"],
     "analysis.measure": ["measure_run"],
+    "production.at": ["at_run"],
     "analysis.compare": ["compare_run"],
+    "analysis.curve": ["curve", "draw_nodes"],
+    "analysis.curve_run": ["curve_run"],
     "analysis.forward": ["forward_estimate", "forward_run"],
     "analysis.verify": ["verify_run"],
 }

@@ -1,4 +1,4 @@
-"""The command line: train, sample, measure, compare, verify, info, export.
+"""The command line: train, sample, at, curve, measure, compare, verify, info, export.
 
 Each command is a thin call of a library function. Heavy imports happen inside the commands, so that
 `--help` is quick and MPI starts only where it is used.
@@ -115,6 +115,42 @@ def sample(
         since=process_began(),
         chain=chain,
     )
+
+
+@app.command()
+def at(
+    run: RunFolder,
+    new: Annotated[Path, typer.Option("--run", help="The run folder to write.")],
+    set_: Overrides = None,
+) -> None:
+    """Make a run at other couplings from a conditional flow, e.g. --set target.lam=5.2: same weights, another target.
+
+    --set seed=N gives it noise of its own; with the same seed, draws of both runs are correlated.
+    """
+    from .production.at import at_run
+
+    at_run(run, set_ or [], new)
+
+
+@app.command()
+def curve(
+    run: RunFolder,
+    along: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="NAME=FROM:TO:POINTS, e.g. lam=4.5:7:26; default: the whole range of the flow."),
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Couplings, evenly spaced, at which is drawn.")] = 5,
+    draws: Annotated[int, typer.Option(help="Draws at each node.")] = 4096,
+    observables: Annotated[str, typer.Option(help="Comma-separated.")] = "phi2,chi2,abs_m,binder",
+    device: Device = "cpu",
+) -> None:
+    """Observables, log Z and ESS as curves in a coupling, from a conditional flow: draws reweighted between nodes.
+
+    Prints a table and writes RUN/curve/curve.csv and curve.png.
+    """
+    from .analysis.curve_run import curve_run
+
+    curve_run(run, along=along, nodes=nodes, draws=draws, names=observables.split(","), device=device)
 
 
 @app.command()

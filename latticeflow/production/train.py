@@ -28,13 +28,13 @@ SAID_BY_ROOT = 5  # seconds that other ranks wait for rank 0 to say what went wr
 
 
 def line(record: Record, steps: int) -> str:
-    """One evaluation, for people."""
+    """One evaluation, for people; of a conditional flow also the ESS at each of its probes."""
     stage = f"stage {record['stage']}  " if "stage" in record else ""
     ess = bracket(record["ess"], record["ess_error"])
     return (
         f"{stage}step {record['step']}/{steps}  loss {record['loss']:.4f}  ESS {ess} "
         f"at N = {record['ess_draws']:,}  log Z {record['log_z']:.4f}  {record['seconds']:.1f} s"
-    )
+    ) + "".join(f"  {key[4:]} {value:.3f}" for key, value in record.items() if key.startswith("ess "))
 
 
 def train_run(

@@ -235,7 +235,7 @@ class _Training:
                 if estimator in NEED_MEAN:
                     self.group.sum(torch.zeros((), dtype=torch.float64))
                 continue
-            share = weight * n / batch
+            share = weight * (n / batch)
             surrogate, value = ESTIMATORS[estimator](flow, target, white[rows], n, self.group.sum)
             (surrogate * share).backward()
             found += float(value) * share
