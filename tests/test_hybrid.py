@@ -213,7 +213,7 @@ def test_refuses():
 
 # under the command line's functions
 
-CHAINS = {"chains": 64, "block": 2048, "streams": 2, "thermalisation": 100, "step": 0.2, "length": 0.8}
+CHAINS = {"chains": 64, "block": 1024, "streams": 2, "thermalisation": 100, "step": 0.2, "length": 0.8}
 DECK = {
     "name": "small",
     "seed": 7,
@@ -237,8 +237,8 @@ def test_production(trained, tmp_path):
     at_once = train_run(
         trained.path / "deck.toml", folder=tmp_path / "run"
     )  # the same deck, the same weights
-    sample_run(at_once, sampler="hybrid", draws=8192)
-    for draws in (4096, 8192):
+    sample_run(at_once, sampler="hybrid", draws=4096)
+    for draws in (2048, 4096):
         sample_run(trained, sampler="hybrid", draws=draws)
     one, other = contents(trained.path), contents(at_once.path)
     assert one == other and sum("s000001" in name and name.endswith(".h5") for name in one) == 2
