@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from reference import two_by_two
 from tables import rng, scramble
 from thread_ranks import on_ranks
 
@@ -186,6 +187,26 @@ def test_a_family_of_free_fields_is_learned():
             assert abs(found.log_z - there.log_z) < 4 * found.log_z_error + 1e-4
             ess[degree, m2] = found.ess
     assert min(ess[4, 0.37], ess[4, 1.9]) > 0.99 > 0.95 > max(ess[0, 0.37], ess[0, 1.9])
+
+
+def test_two_couplings_and_a_plan_over_two_lattices():
+    """One training in m2 and lam, from 2x2 to 2x4 and back to 2x2; log Z at a point of the plane against quadrature."""
+    target = Phi4(shape=(2, 2), m2=-4.0, lam=7.0)
+    spec = Conditional(flow=TINY, range=BOTH, degree=1, points=2)
+    settings = TrainSettings(
+        steps=30, optimizer="soap", lr=1e-2, warmup=3, evaluate_every=30, evaluate_draws=1024,
+        stage=({"steps": 3}, {"target": {"shape": [2, 4]}, "steps": 3}, {}),
+    )  # fmt: skip
+    flow, records = spec.build_for(target, 1), []
+    train(flow, target, settings, seed=1, report=records.append, build=lambda other: spec.build_for(other, 1))
+    assert [r["step"] for r in records] == [3, 6, 36] and len(
+        [k for k in records[-1] if k.startswith("ess ")]
+    ) == 5
+    point = {"m2": -4.6, "lam": 5.5}
+    found = evaluate(flow.at_point(point), target.at(**point), 8192, seed=2)
+    exact = two_by_two(**point, edge=2.2)["log_z"]
+    assert abs(found.log_z - exact) < 4 * found.log_z_error < 0.1
+    assert abs(found.log_z - two_by_two(-4.0, 7.0)["log_z"]) > 20 * found.log_z_error  # of the deck's point
 
 
 def test_it_is_judged_by_its_worst_probe_and_refined_everywhere():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from latticeflow.analysis import curve as module
 from latticeflow.analysis.curve import curve, draw_nodes, log_weights
 from latticeflow.analysis.curve_run import curve_run
 from latticeflow.analysis.verify import verify_run
+from latticeflow.cli import main
 from latticeflow.config import Deck
 from latticeflow.errors import InputError, StoreError
 from latticeflow.production.at import at_run
@@ -146,6 +148,19 @@ def test_the_command_writes_table_and_plot(run, capsys):
     assert (run.path / "curve/curve.png").read_bytes()[:4] == b"\x89PNG"
     printed = capsys.readouterr().out
     assert "ESS" in printed and "χ₂" in printed
+
+
+def test_both_from_the_command_line(run, tmp_path, monkeypatch):
+    new = tmp_path / "new"
+    for words in (
+        ["at", run.path, "--set", "target.lam=6.5", "--run", new],
+        ["curve", new, "--along", "lam=5:6:2", "--nodes", 2, "--draws", 128, "--observables", "chi2,xi"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["latticeflow", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert not end.value.code
+    assert "lam,ess,log_z,log_z_error,chi2,chi2_error,xi,xi_error" in (new / "curve/curve.csv").read_text()
 
 
 def test_bad_questions(run, nodes, tmp_path):
