@@ -41,6 +41,10 @@ block = 2048
 chains = 32
 streams = 2
 thermalisation = 200
+[sampler.emcee]
+block = 1024
+streams = 2
+thermalisation = 200
 """
 
 
