@@ -36,16 +36,16 @@ degree = 2
 [flow.range]
 lam = [4.0, 10.0]
 [flow.flow]
-kind = "split"
-layers = 2
-sines = 1
-site_sines = 2
+kind = "affine"
+layers = 4
+hidden = [6]
+z2 = true
 [train]
-steps = 60
+steps = 70
 optimizer = "soap"
-lr = 2e-2
+lr = 1.5e-2
 warmup = 5
-evaluate_every = 30
+evaluate_every = 35
 evaluate_draws = 1024
 [sampler.flow]
 block = 2048
@@ -103,14 +103,17 @@ def test_wrong_weights_fail_it(nodes, monkeypatch, wrong):
 
 
 def test_the_mixture_is_the_mean_of_the_densities(run, nodes):
-    """And the draws at a node are its own flow's; the middle of the line has more ESS with all nodes than with its ends."""
+    """Recomputed in float64. Of one node alone it is that node's: a mixture of equal flows would hide a wrong index."""
     family, _ = load_family(run.weights, run.deck)
     with torch.no_grad():
         q = [family.at_point(p).double().log_prob(nodes.x[:50, 1].double()).exp() for p in nodes.points]
     assert np.allclose(np.exp(nodes.log_q[:50, 1]), (sum(q) / 3).numpy(), rtol=1e-3)
-    ends = draw_nodes(family, run.deck.target, [nodes.points[0], nodes.points[2]], 1024, seed=4)
-    assert torch.equal(ends.x[:, 0], nodes.x[:1024, 0])
-    assert curve(ends, [{"lam": 7.0}]).ess < curve(nodes, [{"lam": 7.0}]).ess
+    assert not np.allclose(np.exp(nodes.log_q[:50, 1]), q[1].numpy(), rtol=1e-1)
+    alone = draw_nodes(family, run.deck.target, nodes.points[:1], 128, seed=4)
+    assert torch.equal(alone.x[:, 0], nodes.x[:128, 0])
+    with torch.no_grad():
+        own = family.at_point(nodes.points[0]).double().log_prob(alone.x[:, 0].double())
+    assert np.allclose(alone.log_q[:, 0], own.numpy(), atol=1e-3)
 
 
 def test_a_run_at_another_coupling(run, tmp_path):

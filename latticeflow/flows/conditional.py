@@ -50,11 +50,9 @@ class ConditionalFlow(Flow):
         self.ranges = dict(sorted(ranges.items()))
         orders = product(range(degree + 1), repeat=len(self.ranges))
         self.orders = sorted((n for n in orders if 0 < sum(n) <= degree), key=lambda n: (sum(n), n))
-        self.coefficients = (
-            nn.ModuleList(  # c_j of j >= 1: for each j as many tensors as `flow` has parameters
-                nn.ParameterList(torch.zeros_like(p) for p in flow.parameters()) for _ in self.orders
-            )
-        )
+        # c_j of j >= 1: for each j as many tensors as `flow` has parameters
+        zeros = [[torch.zeros_like(p) for p in flow.parameters()] for _ in self.orders]
+        self.coefficients = nn.ModuleList(map(nn.ParameterList, zeros))
 
     @property
     def base(self):  # type: ignore[override]
