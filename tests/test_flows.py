@@ -25,10 +25,9 @@ def build(spec, shape, scale=0.15) -> Flow:
 
 
 def test_every_registered_flow_has_a_row():
-    paths = {
-        "stochastic"
-    }  # no density at given x, which is what the rows are tested by: tests/test_stochastic.py
-    assert set(flows.classes) == set(FLOWS) | paths
+    # no density at given x (of paths, or only at a coupling), by which rows are tested: test_stochastic, test_conditional
+    others = {"stochastic", "conditional"}
+    assert set(flows.classes) == set(FLOWS) | others
 
 
 @pytest.mark.parametrize("spec, shape, z2", ALL)
