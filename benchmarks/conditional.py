@@ -80,7 +80,9 @@ def chi2_of_hmc(run: Run, lam: float, draws: int) -> tuple[float, float]:
     there = (
         Run.open(folder) if (folder / "deck.toml").is_file() else at_run(run, [f"target.lam={lam}"], folder)
     )
-    sample_run(there, sampler="hmc", draws=draws, overrides=["sampler.hmc.keep_fields=0"], device="cpu")
+    # at lam = 4.5 the sign of m lives for some 50 trajectories
+    settings = ["sampler.hmc.keep_fields=0", "sampler.hmc.thermalisation=2000"]
+    sample_run(there, sampler="hmc", draws=draws, overrides=settings, device="cpu")
     with contextlib.redirect_stdout(io.StringIO()):
         row = measure_run(there.path, "hmc")["chi2"]
     return row.value, row.error

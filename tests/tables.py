@@ -27,10 +27,10 @@ TARGETS = {
 FLOWS = {
     "split": [
         (Split(layers=3, sines=3, site_sines=2), (4, 4), True),
-        (Split(layers=2, partitions=("parity", "axis1"), base="white"), (2, 6), True),
-        (Split(layers=2, partitions=("parity",)), (6,), True),
-        (Split(layers=2, partitions=("axis2", "parity")), (2, 2, 4), True),
-        (Split(layers=1, partitions=("axis3",)), (2, 2, 2, 2), True),
+        (Split(layers=2, modes=1, base="white"), (2, 6), True),
+        (Split(layers=2, sines=1), (6,), True),
+        (Split(layers=2), (2, 2, 4), True),
+        (Split(layers=1), (2, 2, 2, 2), True),
         (Split(layers=2, base="mean_field"), (4, 4), True),
     ],
     "continuous": [
@@ -70,9 +70,9 @@ def scramble(module: torch.nn.Module, *key: int, scale: float = 0.3) -> torch.nn
 
 def layers():
     """(name, layer, shape) of every layer kind, scrambled."""
-    for shape, name in [((6,), "parity"), ((4, 4), "axis0"), ((4, 6), "parity"), ((2, 2, 2), "axis2")]:
-        layer = SplitLayer(Lattice(shape), name, 3, 2, rng(1))
-        yield f"split-{name}-{shape}", scramble(layer, 2, scale=0.15), shape
+    for shape, sines in [((6,), 3), ((4, 4), 2), ((4, 6), 3), ((2, 2, 2), 1)]:
+        layer = SplitLayer(Lattice(shape), 3, sines, 2, 2, [0.9, 0.7])
+        yield f"split-{shape}", scramble(layer, 2), shape
     for shape, z2 in [((6,), False), ((4, 4), True), ((2, 2, 4), False), ((2, 2, 2, 2), True)]:
         net = conv_net(len(shape), [1, 3, 2], 3, rng(3))
         yield f"affine-{shape}-{z2}", scramble(AffineCoupling(Lattice(shape), 0, net, z2), 4), shape

@@ -23,8 +23,8 @@ N = 65536
 SQUARE = Phi4(shape=(2, 2), m2=-4.0, lam=8.0)
 RING = Phi4(shape=(6,), m2=-4.0, lam=8.0)
 CASES = {
-    "split 2x2": (Split(layers=3, sines=3), SQUARE, two_by_two(-4.0, 8.0), 40),
-    "split ring": (Split(layers=3, sines=3, partitions=("parity",)), RING, transfer_matrix(6, -4.0, 8.0), 40),
+    "split 2x2": (Split(layers=3, sines=3), SQUARE, two_by_two(-4.0, 8.0), 15),
+    "split ring": (Split(layers=3, sines=3), RING, transfer_matrix(6, -4.0, 8.0), 22),
     "affine 2x2": (Affine(layers=4, hidden=(4,)), SQUARE, two_by_two(-4.0, 8.0), 250),
 }
 

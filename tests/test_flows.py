@@ -75,15 +75,27 @@ def test_translations_of_the_partition_commute(spec, shape, z2):
         torch.testing.assert_close(y_log_q, log_q, rtol=1e-10, atol=1e-10)
 
 
-def test_split_flow_on_parity_has_the_point_group_of_the_shape():
+def test_split_flow_has_the_reflections_of_the_lattice():
+    """Every sublattice is its own mirror image; an exchange of axes exchanges two of them, which are updated in turn."""
     for shape in [(4, 4), (4, 6)]:
         lattice = Lattice(shape)
-        flow = build(Split(layers=3, partitions=("parity",)), shape)
+        flow = build(Split(layers=3), shape)
         noise = flow.noise(2, rng(26))
         x, _ = flow.push(noise)
         for order, flips in lattice.point_group():
             y, _ = flow.push(lattice.transform(noise, order, flips))
-            torch.testing.assert_close(y, lattice.transform(x, order, flips), rtol=1e-10, atol=1e-10)
+            same = torch.allclose(y, lattice.transform(x, order, flips), rtol=1e-10, atol=1e-10)
+            assert same == (order == (0, 1))
+
+
+def test_split_flow_has_as_many_parameters_for_any_number_of_layers():
+    one, nine = (Split(layers=n).build(Lattice((4, 4)), 1) for n in (1, 9))
+    assert one.parameter_count() == nine.parameter_count()
+    nine.adopt(scramble(one))
+    assert all(
+        torch.equal(a.double(), b)
+        for a, b in zip(nine.float().parameters(), one.float().double().parameters())
+    )
 
 
 @pytest.mark.parametrize("spec, shape, z2", ALL)
@@ -201,8 +213,6 @@ def test_float32_log_q_is_close_to_float64():
     "spec, shape, message",
     [
         (Split(), (5, 5), "even sides"),
-        (Split(partitions=("axis1",)), (4,), "known: parity, axis0"),
-        (Split(partitions=("rows",)), (4, 4), "known: parity, axis0, axis1"),
         (Tutorial(), (4, 3), "even sides"),
     ],
 )

@@ -161,16 +161,17 @@ def test_gradient_is_that_of_the_blocks_own_objectives(flow):
 
     gradient(reparametrised, flow, SQUARE, 0)
     for l in range(3):
-        for parameter in (flow.layers[l].log_slope, flow.layers[l].log_site_w, flow.layers[l].log_w):
+        for parameter in (flow.layers[l].log_slope, flow.layers[l].kernel, flow.layers[l].log_w):
             h, values = 1e-5, []
+            along = torch.linspace(1, 2, parameter.numel()).double().view_as(parameter)
             for sign in (1, -1):
                 with torch.no_grad():
-                    parameter += sign * h
+                    parameter += sign * h * along
                     values.append(objective(l))
-                    parameter -= sign * h
+                    parameter -= sign * h * along
             wanted = (values[0] - values[1]) / (2 * h)
             assert abs(wanted) > 1e-4
-            assert abs(float(parameter.grad.sum()) - wanted) < 1e-6 * max(1, abs(wanted))
+            assert abs(float((parameter.grad * along).sum()) - wanted) < 1e-6 * max(1, abs(wanted))
 
 
 def test_both_estimators_have_the_same_mean():
@@ -179,13 +180,15 @@ def test_both_estimators_have_the_same_mean():
     Path terms that forget what enters the second block must fail.
     """
     target = FreeField(shape=(4,), m2=2.0)
-    spec = Stochastic(layers=2, blocks=2, sines=2, updates=6, path_m2=1.0, partitions=("parity",))
+    spec = Stochastic(layers=2, blocks=2, sines=2, updates=6, path_m2=1.0)
     flow = scramble(spec.build_for(target, 8), 98, scale=0.05)
     a, b = (
         torch.stack([gradient(estimator, flow, target, which, k)[0] for k in range(40)])
         for which, estimator in enumerate((reparametrised, path))
     )
-    error = torch.sqrt(a.var(0) / len(a) + b.var(0) / len(b))
+    error = torch.sqrt(a.var(0) / len(a) + b.var(0) / len(b)).clamp(
+        min=1e-6
+    )  # kernels of no effect have none
     assert float(((a.mean(0) - b.mean(0)).abs() / error).max()) < 5
 
     class Forgets(StochasticFlow):
@@ -195,7 +198,7 @@ def test_both_estimators_have_the_same_mean():
 
     flow.__class__ = Forgets
     c = torch.stack([gradient(path, flow, target, 2, k)[0] for k in range(40)])
-    error = torch.sqrt(a.var(0) / len(a) + c.var(0) / len(c))
+    error = torch.sqrt(a.var(0) / len(a) + c.var(0) / len(c)).clamp(min=1e-6)
     assert float(((a.mean(0) - c.mean(0)).abs() / error).max()) > 10
 
 
@@ -217,7 +220,7 @@ def test_both_estimators_give_the_loss_of_log_q_minus_log_p(flow):
 
 def test_updates_help():
     """The same layers, equally trained, with and without the updates of their blocks, in the same number of steps."""
-    settings = TrainSettings(steps=40, warmup=5, lr=5e-3, evaluate_draws=8192)
+    settings = TrainSettings(steps=15, warmup=5, lr=5e-3, evaluate_draws=8192)
     target = Phi4(shape=(4, 4), m2=-4.0, lam=6.0)
     ess = [
         train(

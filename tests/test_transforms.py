@@ -99,14 +99,21 @@ def test_score_is_that_of_the_pushed_density(name, layer, shape):
 def test_harmonic_map_is_odd_and_rising_at_any_strength():
     layer = next(layer for name, layer, _ in layers() if name.startswith("split"))
     with torch.no_grad():
-        layer.strength.copy_(torch.tensor([50.0, -80.0]))
+        layer.strength[:, 0] = torch.tensor([50.0, -80.0])
+    parameters = layer.at_layers()[-1][0]
     x = torch.linspace(-8, 8, 4001, dtype=torch.float64)[None]
-    y, _ = harmonic_map(x, *layer.site_map())
+    y, _ = harmonic_map(x, *parameters)
     assert bool((y.diff() > 0).all())
     torch.testing.assert_close(y.flip(1), -y)
-    back, _ = harmonic_map_inverse(y, *layer.site_map())
+    back, _ = harmonic_map_inverse(y, *parameters)
     # conditioned by the smallest slope, 1/131 of the line's
     torch.testing.assert_close(back, x, rtol=0, atol=1e-10)
+
+
+def test_harmonic_map_has_the_derivatives_of_its_formula():
+    parameters = [p.clone().requires_grad_(True) for p in HARMONIC]
+    x = field((4,), 15, n=2).requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x, *p: harmonic_map(x, *p), (x, *parameters))
 
 
 def test_harmonic_inverse_has_the_implicit_derivatives():

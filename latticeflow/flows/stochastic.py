@@ -28,8 +28,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..lattice import Lattice
-from ..random import Purpose, normal, stream
+from ..random import Purpose, normal, stream, uniform
 from ..targets import LatticeTarget, Target
+from .base import make_base
 from .bridge import Bridge, pilot
 from .flow import Flow, Layer
 from .spec import flows
@@ -185,9 +186,11 @@ class Stochastic(Split):
         """The untrained flow. Raises `InputError` for a target that is not on a lattice with the flat measure."""
         if not isinstance(target, LatticeTarget):
             raise InputError(f"stochastic: target '{target.kind}' is not on a lattice")
-        flow = super().build(target.lattice, seed)
-        cuts = [math.ceil(i * len(flow.layers) / self.blocks) for i in range(self.blocks + 1)]
-        parts = [list(flow.layers[i:j]) for i, j in pairwise(cuts)]
-        return StochasticFlow(
-            flow.base, parts, target, self.path_m2, self.updates, self.kicks, self.acceptance
-        )
+        lattice = target.lattice
+        jitter = uniform(stream(seed, Purpose.INIT), (self.blocks, 2), dtype=torch.float64)
+        cuts = [math.ceil(i * self.layers / self.blocks) for i in range(self.blocks + 1)]
+        parts: list[list[Layer]] = [
+            [self.layer(lattice, j - i, u)] for (i, j), u in zip(pairwise(cuts), jitter)
+        ]
+        base = make_base(self.base, lattice, self.base_m2)
+        return StochasticFlow(base, parts, target, self.path_m2, self.updates, self.kicks, self.acceptance)

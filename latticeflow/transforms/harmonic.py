@@ -6,8 +6,11 @@
 Harmonics follow from one sine and one cosine by recurrence, so that any number of them costs no further ones.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..errors import LatticeflowError
 from .sums import site_sum
@@ -69,24 +72,67 @@ class _Parts:
         return -self.sin * b1
 
 
+class _HarmonicMap(torch.autograd.Function):
+    """`(g(x), log g'(x) summed over sites, score of y)`: derivatives in closed form, with what the value needed kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, score: Tensor | None, log_slope: Tensor, c: Tensor, w: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        parts = _Parts(x, log_slope, c, w)
+        first = parts.first()
+        if score is not None:
+            score = (score - parts.second() / first) / first
+            ctx.mark_non_differentiable(score)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, log_slope, c, w, first)
+        return parts.value(), site_sum(first.log()), score
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor | None, grad_log_det: Tensor | None, _: Tensor | None):  # type: ignore[override]
+        x, log_slope, c, w, first = ctx.saved_tensors
+        parts, harmonics = (
+            _Parts(x, log_slope, c, w),
+            torch.arange(1, len(c) + 1, dtype=c.dtype, device=c.device),
+        )
+        line = first - parts.slope  # w / x times the derivative of g by w
+        grad_x, grad_a, grad_c, grad_w = (
+            torch.zeros_like(x),
+            x.new_zeros(()),
+            torch.zeros_like(c),
+            x.new_zeros(()),
+        )
+        if grad_y is not None:
+            grad_x = grad_y * first
+            grad_a = grad_a + parts.slope * (grad_y * x).sum()
+            sin = _recur(torch.zeros_like(x), parts.sin, parts.twice_cos, len(c))
+            grad_c = grad_c + torch.stack([(grad_y * one).sum() for one in sin])
+            grad_w = grad_w + (grad_y * x * line).sum() / w
+        if grad_log_det is not None:
+            share, second = grad_log_det.to(x.dtype)[:, None] / first, parts.second()
+            grad_x = grad_x + share * second
+            grad_a = grad_a + parts.slope * share.sum()
+            cos = _recur(torch.ones_like(x), parts.cos, parts.twice_cos, len(c))
+            grad_c = grad_c + w * harmonics * torch.stack([(share * one).sum() for one in cos])
+            grad_w = grad_w + (share * (line + x * second)).sum() / w
+        return grad_x, None, grad_a, grad_c, grad_w
+
+
 def harmonic_map(x: Tensor, log_slope: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """`y = g(x)` and `log_det = sum log g'(x)`.
 
     x `[batch, n]`; `log_slope` = a and `w` scalars, `c` `[F]`, F >= 1. Returns `[batch, n]` and `[batch]`.
     """
-    parts = _Parts(x, log_slope, c, w)
-    return parts.value(), site_sum(parts.first().log())
+    y, log_det, _ = _HarmonicMap.apply(x, None, log_slope, c, w)
+    return y, log_det
 
 
 def harmonic_map_with_score(
     x: Tensor, score: Tensor, log_slope: Tensor, c: Tensor, w: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`harmonic_map`, and the score of y: `(score - g''/g') / g'`, without gradient."""
-    parts = _Parts(x, log_slope, c, w)
-    first = parts.first()
-    with torch.no_grad():
-        score = (score - parts.second() / first) / first
-    return parts.value(), site_sum(first.log()), score
+    return _HarmonicMap.apply(x, score, log_slope, c, w)
 
 
 def harmonic_map_inverse(y: Tensor, log_slope: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
