@@ -8,6 +8,7 @@ from latticeflow.flows.networks import conv_net
 from latticeflow.lattice import Lattice
 from latticeflow.random import Purpose, stream
 from latticeflow.targets import FreeField, Phi4
+from latticeflow.transforms.harmonic import HarmonicMap, harmonic_inverse
 
 TARGETS = {
     "phi4": [
@@ -28,7 +29,7 @@ FLOWS = {
     "split": [
         (Split(layers=3, sines=3, site_sines=2), (4, 4), True),
         (Split(layers=2, modes=1, base="white"), (2, 6), True),
-        (Split(layers=2, sines=1), (6,), True),
+        (Split(layers=2, sines=1, psi_sines=1), (6,), True),
         (Split(layers=2), (2, 2, 4), True),
         (Split(layers=1), (2, 2, 2, 2), True),
         (Split(layers=2, base="mean_field"), (4, 4), True),
@@ -71,8 +72,19 @@ def scramble(module: torch.nn.Module, *key: int, scale: float = 0.3) -> torch.nn
 def layers():
     """(name, layer, shape) of every layer kind, scrambled."""
     for shape, sines in [((6,), 3), ((4, 4), 2), ((4, 6), 3), ((2, 2, 2), 1)]:
-        layer = SplitLayer(Lattice(shape), 3, sines, 2, 2, [0.9, 0.7])
+        layer = SplitLayer(Lattice(shape), 3, sines, 2, 1, 2, [0.9, 0.7])
         yield f"split-{shape}", scramble(layer, 2), shape
     for shape, z2 in [((6,), False), ((4, 4), True), ((2, 2, 4), False), ((2, 2, 2, 2), True)]:
         net = conv_net(len(shape), [1, 3, 2], 3, rng(3))
         yield f"affine-{shape}-{z2}", scramble(AffineCoupling(Lattice(shape), 0, net, z2), 4), shape
+
+
+def harmonic_map(x, *parameters):
+    """g site by site of x `[batch, n]`, and its log-det."""
+    g = HarmonicMap(x.T, *parameters)
+    return g.value().T, g.first().log().sum(0)
+
+
+def harmonic_map_inverse(y, *parameters):
+    x = harmonic_inverse(y.T, *parameters)
+    return x.T, -HarmonicMap(x, *parameters).first().log().sum(0)

@@ -58,7 +58,7 @@ def test_resolved_deck_reads_back(write, tmp_path):
     deck = Deck.read(write())
     (tmp_path / "resolved.toml").write_text(deck.toml())
     assert Deck.read(tmp_path / "resolved.toml") == deck
-    assert "sines = 6" in deck.toml()  # defaults are spelt out
+    assert "sines = 4" in deck.toml()  # defaults are spelt out
 
 
 def test_overrides(write):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tables import FLOWS, field, rng, scramble
+from tables import FLOWS, field, harmonic_map, harmonic_map_inverse, rng, scramble
 from torch import nn
 
 from latticeflow.errors import InputError
@@ -11,7 +11,6 @@ from latticeflow.flows.flow import Layer
 from latticeflow.lattice import Lattice
 from latticeflow.statistics.weights import summarise_weights
 from latticeflow.targets import FreeField
-from latticeflow.transforms.harmonic import harmonic_map, harmonic_map_inverse
 
 ALL = [
     pytest.param(spec, shape, z2, id=f"{kind}-{shape}-{i}")
@@ -117,7 +116,9 @@ def test_weights_are_those_of_the_seed(spec, shape, z2):
 class SiteMap(Layer):
     """Only the site-wise part of the split layer: works on a lattice of one site."""
 
-    parameters_of_map = tuple(torch.tensor(p).double() for p in (0.3, [0.4, -0.2], 1.0))
+    parameters_of_map = tuple(
+        torch.tensor(p).double() for p in (0.3, [[[0.4], [-0.2]]], [[[0.1], [0.05]]], 1.0)
+    )
 
     def forward(self, x):
         return harmonic_map(x, *self.parameters_of_map)

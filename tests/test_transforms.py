@@ -3,18 +3,22 @@
 import numpy as np
 import pytest
 import torch
-from tables import field, layers, rng
+from tables import field, harmonic_map, harmonic_map_inverse, layers, rng
 
 from latticeflow.errors import InputError, LatticeflowError
 from latticeflow.flows import Layer
 from latticeflow.flows.networks import CircularConv
+from latticeflow.flows.split import _Environment
 from latticeflow.lattice import Lattice
 from latticeflow.transforms import harmonic as harmonic_module
 from latticeflow.transforms.affine import affine, affine_inverse
 from latticeflow.transforms.fourier import fourier_scale
-from latticeflow.transforms.harmonic import cosines, harmonic_map, harmonic_map_inverse, sines
+from latticeflow.transforms.harmonic import HarmonicMap, harmonic_inverse
 
-HARMONIC = tuple(torch.tensor(p).double() for p in (0.2, [0.3, -0.25, 0.1], 0.8))
+# a, A, B, w: sum_f f w (|A_f| + |B_f|) = 1.16 < e^a = 1.22
+HARMONIC = tuple(
+    torch.tensor(p).double() for p in (0.2, [[[0.3], [-0.25], [0.1]]], [[[0.1], [-0.05], [0.05]]], 0.8)
+)
 
 
 def smooth_even_spectrum(shape):
@@ -96,24 +100,39 @@ def test_score_is_that_of_the_pushed_density(name, layer, shape):
         torch.testing.assert_close(Layer.forward_with_score(layer, x, -x)[2], score, rtol=1e-9, atol=1e-9)
 
 
-def test_harmonic_map_is_odd_and_rising_at_any_strength():
-    layer = next(layer for name, layer, _ in layers() if name.startswith("split"))
+def test_site_map_is_odd_in_both_fields_and_rising_at_any_strength():
+    layer = next(layer for name, layer, _ in layers() if name.startswith("split-(4, 4)"))
     with torch.no_grad():
-        layer.strength[:, 0] = torch.tensor([50.0, -80.0])
-    parameters = layer.at_layers()[-1][0]
-    x = torch.linspace(-8, 8, 4001, dtype=torch.float64)[None]
-    y, _ = harmonic_map(x, *parameters)
-    assert bool((y.diff() > 0).all())
-    torch.testing.assert_close(y.flip(1), -y)
-    back, _ = harmonic_map_inverse(y, *parameters)
-    # conditioned by the smallest slope, 1/131 of the line's
-    torch.testing.assert_close(back, x, rtol=0, atol=1e-10)
+        layer.strength[..., 0] = torch.tensor([[50.0, 30.0, -70.0], [-80.0, -20.0, 90.0]])
+    update = layer.updates()[1]
+    x = torch.linspace(-8, 8, 4001, dtype=torch.float64).expand(4, -1)
+    psi = torch.linspace(-2, 2, 4, dtype=torch.float64)[:, None].expand(x.shape)
+
+    def parameters(update, psi):
+        return update.log_slope, *_Environment(update, psi).coefficients(), update.v
+
+    with torch.no_grad():
+        g, mirrored = (
+            HarmonicMap(
+                sign * x, update.log_slope, *_Environment(update, sign * psi).coefficients(), update.v
+            )
+            for sign in (1, -1)
+        )
+        assert bool((g.value().diff(dim=1) > 0).all()) and bool((g.first() > 0).all())
+        torch.testing.assert_close(mirrored.value(), -g.value())
+        assert float((g.value()[0] - g.value()[1]).abs().max()) > 0.01  # it does depend on psi
+        back = harmonic_inverse(g.value(), *parameters(update, psi))
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
 
 
 def test_harmonic_map_has_the_derivatives_of_its_formula():
     parameters = [p.clone().requires_grad_(True) for p in HARMONIC]
     x = field((4,), 15, n=2).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda x, *p: harmonic_map(x, *p), (x, *parameters))
+    g = HarmonicMap(x.T, *parameters)
+    (first,) = torch.autograd.grad(g.value().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    torch.testing.assert_close((g.first().T, g.second().T), (first, second))
 
 
 def test_harmonic_inverse_has_the_implicit_derivatives():
@@ -159,26 +178,24 @@ def test_even_kernel_is_refused():
         CircularConv(2, 1, 1, 2, rng(19))
 
 
-def test_harmonics_by_recurrence_and_by_polynomial():
-    x, (a, c, w) = field((7,), 20), HARMONIC
-    for f, (s, t) in enumerate(zip(sines(x, w, 6), cosines(x, w, 6)), start=1):
-        torch.testing.assert_close(s, (f * w * x).sin())
-        torch.testing.assert_close(t, (f * w * x).cos())
-    expected = a.exp() * x + sum(c[f - 1] * (f * w * x).sin() for f in (1, 2, 3))
+def test_harmonic_map_is_its_formula():
+    x, (a, A, B, w) = field((7,), 20), HARMONIC
+    expected = a.exp() * x
+    for f in (1, 2, 3):
+        expected = expected + A[0, f - 1] * (f * w * x).sin() + B[0, f - 1] * (f * w * x).cos()
     torch.testing.assert_close(harmonic_map(x, *HARMONIC)[0], expected)
-    assert sines(x, w, 0) == []
 
 
 @pytest.mark.parametrize("order", [1, 5, 12, 30])
 def test_float32_keeps_its_digits_at_any_order(order):
-    """A sum over powers of the cosine would lose (1 + sqrt 2)^order; the recurrence loses next to nothing."""
-    u = torch.from_numpy(rng(21).normal(size=order))
+    """A sum over powers of the cosine would lose (1 + sqrt 2)^order."""
+    u = torch.from_numpy(rng(21).normal(size=(2, order, 1)))
     w = torch.tensor(0.7).double()
-    c = u / (1 + u.abs().sum()) / (w * torch.arange(1, order + 1))
+    c = u / (1 + u.abs().sum()) / (w * torch.arange(1, order + 1))[:, None]
     x = field((64,), 22).float()
-    y, log_det = harmonic_map(x.double(), torch.tensor(0.1).double(), c, w)
-    y_32, log_det_32 = harmonic_map(x, torch.tensor(0.1), c.float(), w.float())
+    y, log_det = harmonic_map(x.double(), torch.tensor(0.1).double(), *c, w)
+    y_32, log_det_32 = harmonic_map(x, torch.tensor(0.1), *c.float(), w.float())
     assert float((y_32 - y).abs().max()) < 2e-6
     assert float((log_det_32 - log_det).abs().max()) < 1e-4
-    back, _ = harmonic_map_inverse(y_32, torch.tensor(0.1), c.float(), w.float())
+    back, _ = harmonic_map_inverse(y_32, torch.tensor(0.1), *c.float(), w.float())
     assert float((back - x).abs().max()) < 1e-4
