@@ -148,6 +148,7 @@ class _Environment:
 class SplitLayer(Layer):
     """All layers of the module's docstring, whose kernels and maps are sums of `modes` cosines in time."""
 
+    depth: Tensor
     order: Tensor
     restore: Tensor
 
@@ -163,6 +164,7 @@ class SplitLayer(Layer):
     ):
         super().__init__()
         self.lattice, self.layers, self.sines, self.modes = lattice, layers, sines, modes
+        self.register_buffer("depth", torch.tensor(layers))  # no parameter's shape tells
         order = torch.from_numpy(site_order(lattice))
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("restore", torch.argsort(order), persistent=False)
@@ -277,7 +279,14 @@ class SplitLayer(Layer):
             name: travel_kernel(getattr(previous, name), previous.lattice, self.lattice)
             for name in ("kernel", "predict")
         }
-        self.load_state_dict({**previous.state_dict(), **travelled})
+        self.load_state_dict({**previous.state_dict(), **travelled, "depth": self.depth})
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """torch's, which also refuses weights that were trained for another number of layers."""
+        depth, errors = state_dict.get(prefix + "depth", self.depth), args[-1]
+        if int(depth) != self.layers:
+            errors.append(f"weights of {int(depth)} layers, expected {self.layers}")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 @flows.add("split")

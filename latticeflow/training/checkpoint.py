@@ -161,7 +161,10 @@ def load_weights(flow: Flow, checkpoint: Path) -> str:
                 f"the weights in {path} do not fit the deck's flow: '{name}' has {have}, expected {want}. "
                 "Use the deck they were trained with"
             )
-    flow.load_state_dict(found)
+    try:
+        flow.load_state_dict(found)
+    except RuntimeError as error:  # shapes fit, and yet a layer says that it is another one
+        raise InputError(f"the weights in {path} do not fit the deck's flow: {error}") from None
     return digest
 
 
