@@ -26,23 +26,24 @@ from .production import launcher
 
 @dataclass(frozen=True)
 class Point:
-    """A point of the ladder: side, lam, minutes that training may take, steps, bars on ESS where there are any."""
+    """A point of the ladder: side, lam, minutes that training may take, steps, layers of the split flow, bars on ESS."""
 
     side: int
     lam: float
     minutes: float
     steps: int
+    layers: int
     bars: dict[str, float]
 
 
 POINTS = {
-    "E1": Point(6, 6.975, 10, 2000, {}),
-    "E2": Point(8, 6.008, 10, 2000, {"continuous": 0.99, "split": 0.97}),
-    "E3": Point(10, 5.550, 10, 2000, {}),
-    "E4": Point(12, 5.276, 20, 3000, {}),
-    "E5": Point(14, 5.113, 20, 3000, {"continuous": 0.96, "split": 0.90}),
-    "20x20": Point(20, 4.807, 60, 3000, {"continuous": 0.90, "split": 0.75}),
-    "32x32": Point(32, 4.572, 90, 3000, {}),
+    "E1": Point(6, 6.975, 10, 2000, 9, {}),
+    "E2": Point(8, 6.008, 10, 2000, 9, {"continuous": 0.99, "split": 0.97}),
+    "E3": Point(10, 5.550, 10, 2000, 9, {}),
+    "E4": Point(12, 5.276, 20, 3000, 9, {}),
+    "E5": Point(14, 5.113, 20, 3000, 12, {"continuous": 0.96, "split": 0.90}),
+    "20x20": Point(20, 4.807, 60, 3000, 14, {"continuous": 0.90, "split": 0.75}),
+    "32x32": Point(32, 4.572, 90, 3000, 14, {}),
 }
 FLOWS = ("continuous", "split")
 WALKED = {"20x20": ("E3",), "32x32": ("E3", "20x20")}  # points whose training begins on smaller lattices
@@ -79,7 +80,7 @@ def deck(name: str, flow: str, share: float) -> Deck:
             "name": f"ladder_{name}_{flow}" + (f"_{share:g}" if share != 1 else ""),
             "seed": 1,
             "target": {"kind": "phi4", "shape": [point.side] * 2, "m2": -4.0, "lam": point.lam},
-            "flow": {"kind": flow},
+            "flow": {"kind": flow, **({"layers": point.layers} if flow == "split" else {})},
             "train": train,
         }
     )

@@ -48,8 +48,10 @@ def test_both_estimators_have_the_same_mean(spec):
     flow = scramble(spec.build(Lattice((4, 4)), 1), 41, scale=0.05)
     a, b = gradients(reparametrised, flow, PHI4, 150, 42), gradients(path, flow, PHI4, 150, 43)
     error = torch.sqrt(a.var(0) / len(a) + b.var(0) / len(b))
-    assert float(((a.mean(0) - b.mean(0)).abs() / error).max()) < 5
-    assert float(((a.mean(0) - 0.5 * b.mean(0)).abs() / error).max()) > 10
+    used = error > 0  # the split flow's G within a sublattice is never used
+    assert used.sum() > 0.8 * len(used) and not a[:, ~used].any() and not b[:, ~used].any()
+    assert float(((a.mean(0) - b.mean(0)).abs() / error)[used].max()) < 5
+    assert float(((a.mean(0) - 0.5 * b.mean(0)).abs() / error)[used].max()) > 10
 
 
 def test_path_gradient_vanishes_at_the_optimum_draw_by_draw():
@@ -215,8 +217,12 @@ def test_bad_settings(values):
 
 def test_weights_that_do_not_fit(tmp_path):
     train(SPEC.build(Lattice((4, 4)), 1), PHI4, SETTINGS, seed=3, weights=tmp_path)
-    for other in (Split(layers=3, sines=2, site_sines=2), Split(layers=2, sines=4, site_sines=2)):
-        with pytest.raises(InputError, match=r"do not fit the deck's flow: 'layers\."):
+    others = {
+        "weights of 2 layers, expected 3": Split(layers=3, sines=2, site_sines=2),
+        r"'layers\.": Split(layers=2, sines=4, site_sines=2),
+    }
+    for words, other in others.items():
+        with pytest.raises(InputError, match=rf"(?s)do not fit the deck's flow: .*{words}"):
             ckpt.load_weights(other.build(Lattice((4, 4)), 1), ckpt.latest(tmp_path))
 
 
