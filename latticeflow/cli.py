@@ -4,9 +4,13 @@ Each command is a thin call of a library function. Heavy imports happen inside t
 `--help` is quick and MPI starts only where it is used.
 """
 
+import fcntl
 import os
+import stat
 import sys
+import termios
 import threading
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -272,6 +276,15 @@ def _leave(status: int) -> None:
     sys.exit(status)
 
 
+def _forwarded(descriptor: int) -> None:
+    """Until mpirun has read what was printed into its pipe, 5 s at most: at an abort MPICH's drops what it has not."""
+    deadline = time.monotonic() + 5
+    while stat.S_ISFIFO(os.fstat(descriptor).st_mode) and time.monotonic() < deadline:
+        if not int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder):
+            return
+        time.sleep(0.01)
+
+
 def _end_job(status: int) -> None:
     """Take the other ranks along: one that waits would hang the job.
 
@@ -282,4 +295,7 @@ def _end_job(status: int) -> None:
             stream.flush()
     MPI = sys.modules.get("mpi4py.MPI")
     if MPI is not None and MPI.Is_initialized() and not MPI.Is_finalized():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                _forwarded(stream.fileno())
         MPI.COMM_WORLD.Abort(status)
