@@ -22,6 +22,7 @@ from ..run import Run
 from ..samplers import Sampler, SamplerSpec, samplers
 from ..store import Ensemble
 from ..store.block import leftovers
+from ..store.ensemble import NAME as RECORD
 from ..targets import targets
 from ..threads import threads
 from ..training.checkpoint import load_flow
@@ -109,6 +110,9 @@ def _sample(
 ) -> Ensemble:
     begun = time.perf_counter()
     where = bind_device(device, ranks, share_gpus)
+    with ranks.root_first():
+        settled = _settled(run, spec, where) if ranks.root else None
+    spec = ranks.broadcast(settled)
     with ranks.root_first():
         built, weights = _build(run, spec, where)
         if ranks.root and not (run.path / "deck.toml").is_file():  # late: a failure leaves no folder
@@ -202,6 +206,12 @@ def _settings(deck: Deck, sampler: str, overrides) -> SamplerSpec:
             )
         override(table, item)
     return Deck.parse(table).sampler_spec(sampler)
+
+
+def _settled(run: Run, spec: SamplerSpec, device: str) -> SamplerSpec:
+    path = run.ensemble(spec.kind)
+    recorded = Ensemble.open(path).settings if (path / RECORD).is_file() else None
+    return spec.settled(recorded, lambda: _build(run, spec, device)[0])
 
 
 def _build(run: Run, spec: SamplerSpec, device: str) -> tuple[Sampler, str | None]:

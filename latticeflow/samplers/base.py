@@ -1,5 +1,6 @@
 """The sampler interface: what every sampler is, and what a draw is."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -107,6 +108,11 @@ class SamplerSpec(Spec):
 
     def build(self, target: Target, flow: Any = None, device: str = "cpu") -> Sampler:
         raise NotImplementedError
+
+    def settled(self, recorded: dict[str, Any] | None, build: Callable[[], Any]) -> "SamplerSpec":
+        """These settings, where one is left to a measurement with its value: as `recorded` with an ensemble, or measured
+        now on the sampler that `build` makes."""
+        return self
 
 
 samplers: Registry[SamplerSpec] = Registry("sampler")
