@@ -104,7 +104,7 @@ def test_site_map_is_odd_in_both_fields_and_rising_at_any_strength():
     layer = next(layer for name, layer, _ in layers() if name.startswith("split-(4, 4)"))
     with torch.no_grad():
         layer.strength[..., 0] = torch.tensor([[50.0, 30.0, -70.0], [-80.0, -20.0, 90.0]])
-    update = layer.updates()[1]
+    _, update = layer.updates()[1]
     x = torch.linspace(-8, 8, 4001, dtype=torch.float64).expand(4, -1)
     psi = torch.linspace(-2, 2, 4, dtype=torch.float64)[:, None].expand(x.shape)
 

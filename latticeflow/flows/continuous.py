@@ -12,6 +12,7 @@ fine. `Flow.density_error` measures that at twice the resolution.
 """
 
 import math
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,7 @@ from ..errors import LatticeflowError
 from ..lattice import Lattice
 from ..random import Purpose, stream, uniform
 from ..transforms import runge_kutta
-from ..transforms.convolution import eigenvalues, to_momentum, to_position
+from ..transforms.convolution import bases, eigenvalues, to_momentum, to_position
 from .base import BaseName, make_base
 from .flow import Flow, Layer
 from .spec import FlowSpec, flows
@@ -33,44 +34,69 @@ ITERATIONS = 60  # of the inverse of one step; each gains a factor of some h^ord
 
 
 class _Features:
-    """Features at x `[V, batch]`: `value`, its derivative `slope` and its transform `momentum`, each `[1 + F, V, batch]`."""
+    """Features at x `[V, batch]`: `value` and its transform `momentum`, `[1 + F, V, batch]`; cosines of f w x from f = 0."""
 
-    def __init__(self, lattice: Lattice, x: Tensor, w: Tensor, sines: int):
-        self.value, self.slope = (x.new_empty(1 + sines, *x.shape) for _ in range(2))
-        self.value[0], self.slope[0] = x, 1
-        if sines:
-            angle = w * x
-            cosine = angle.cos()
-            sin, cos = [torch.zeros_like(x), angle.sin()], [torch.ones_like(x), cosine]
-            twice = 2 * cosine
-            for f in range(1, sines + 1):
-                if f > 1:
-                    sin.append(torch.addcmul(-sin[-2], twice, sin[-1]))
-                    cos.append(torch.addcmul(-cos[-2], twice, cos[-1]))
-                self.value[f] = sin[f]
-                torch.mul(cos[f], f * w, out=self.slope[f])
-        self.momentum = to_momentum(lattice, self.value)
+    def __init__(self, matrices: list[Tensor], x: Tensor, w: Tensor, sines: int):
+        angle, self.w = w * x, w
+        cosine = angle.cos()
+        sin, cos = [torch.zeros_like(x), angle.sin()], [torch.ones_like(x), cosine]
+        twice = 2 * cosine
+        for _ in range(2, sines + 1):
+            sin.append(torch.addcmul(-sin[-2], twice, sin[-1]))
+            cos.append(torch.addcmul(-cos[-2], twice, cos[-1]))
+        self.cos = cos[: sines + 1]
+        self.value = torch.stack([x, *sin[1 : sines + 1]])
+        self.momentum = to_momentum(matrices, self.value)
+
+    @cached_property
+    def slope(self) -> Tensor:
+        """The derivative of `value`."""
+        return torch.stack([self.cos[0], *(f * self.w * cos for f, cos in enumerate(self.cos) if f)])
+
+    def divergence(self, origin: Tensor) -> Tensor:
+        """Of the drift whose kernels are `origin` `[1 + F]` at d = 0, `[V, batch]`."""
+        total = origin[0] * self.cos[0]
+        for f in range(1, len(self.cos)):
+            total = torch.addcmul(total, self.cos[f], f * self.w * origin[f])
+        return total
+
+
+def _drift(
+    features: _Features, kernel: Tensor, origin: Tensor, matrices: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """`(v, divergence)` of the module's docstring at one time.
+
+    `kernel` eigenvalues `[1 + F, V]`, `origin` K_f(0) `[1 + F]`, `matrices` the Fourier basis; v `[V, batch]`, divergence
+    float64 `[batch]`.
+    """
+    v = kernel[0, :, None] * features.momentum[0]
+    for k, momentum in zip(kernel[1:], features.momentum[1:]):
+        v = torch.addcmul(v, k[:, None], momentum)
+    return to_position(matrices, v), features.divergence(origin).sum(0, dtype=torch.float64)
+
+
+def _drift_at(x: Tensor, kernel: Tensor, origin: Tensor, w: Tensor, matrices: list[Tensor], sines: int):
+    """The same at x, as one function to compile."""
+    return _drift(_Features(matrices, x, w, sines), kernel, origin, matrices)
 
 
 class _Drift(torch.autograd.Function):
-    """`(v, divergence)` of the module's docstring at one time, from features that were computed before.
-
-    x `[V, batch]`, `kernel` eigenvalues `[1 + F, V]`, `origin` K_f(0) `[1 + F]`, w; v `[V, batch]`, divergence float64
-    `[batch]`.
-    """
+    """`_drift` from features that were computed before, with derivatives."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, kernel: Tensor, origin: Tensor, w: Tensor, lattice: Lattice, features: _Features
+        ctx: Any,
+        x: Tensor,
+        kernel: Tensor,
+        origin: Tensor,
+        w: Tensor,
+        matrices: list[Tensor],
+        features: _Features,
     ):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, kernel, origin, w)
-        ctx.lattice, ctx.features = lattice, features
-        v = kernel[0, :, None] * features.momentum[0]
-        for k, momentum in zip(kernel[1:], features.momentum[1:]):
-            v.addcmul_(k[:, None], momentum)
-        divergence = torch.tensordot(origin, features.slope, 1).sum(0, dtype=torch.float64)
-        return to_position(lattice, v), divergence
+        ctx.matrices, ctx.features = matrices, features
+        return _drift(features, kernel, origin, matrices)
 
     @staticmethod
     @once_differentiable
@@ -80,9 +106,9 @@ class _Drift(torch.autograd.Function):
         grad_x, grad_w = torch.zeros_like(x), torch.zeros_like(w)
         grad_kernel, grad_origin = torch.zeros_like(kernel), torch.zeros_like(origin)
         if grad_v is not None:
-            momentum = to_momentum(ctx.lattice, grad_v)
+            momentum = to_momentum(ctx.matrices, grad_v)
             grad_kernel = torch.einsum("fvb,vb->fv", features.momentum, momentum)
-            back = to_position(ctx.lattice, kernel[..., None] * momentum).mul_(features.slope)
+            back = to_position(ctx.matrices, kernel[..., None] * momentum).mul_(features.slope)
             grad_x = back.sum(0)
             grad_w = (back[1:].sum(0) * x).sum() / w
         if grad_divergence is not None:
@@ -110,6 +136,7 @@ class ContinuousLayer(Layer):
     def __init__(self, lattice: Lattice, sines: int, modes: int, steps: int, solver: str, w: float):
         super().__init__()
         self.lattice, self.sines, self.modes = lattice, sines, modes
+        self.drift_at = _drift_at
         self.tableau = runge_kutta.TABLEAUS[solver]
         orbits = int(lattice.displacement_orbits.max()) + 1
         self.kernel = nn.Parameter(torch.zeros(1 + sines, modes, orbits))
@@ -127,20 +154,28 @@ class ContinuousLayer(Layer):
         values = torch.einsum("tb,fbo->tfo", cosines, kernel)
         return values @ eigenvalues(self.lattice, kernel.dtype, kernel.device), values[..., 0]
 
-    def _rate(self, steps: int, with_score: bool = False) -> runge_kutta.Rate:
+    def matrices(self) -> list[Tensor]:
+        return bases(self.lattice, self.kernel.dtype, self.kernel.device)
+
+    def compile_draws(self) -> None:
+        self.drift_at = torch.compile(_drift_at, fullgraph=True, dynamic=False)
+
+    def _rate(self, steps: int, with_score: bool = False, drift_at=_drift_at) -> runge_kutta.Rate:
         """`(phi, log_det[, score]) -> d/dt`, kernels of all stages of all steps computed once."""
         c = sorted({*self.tableau.c, *(1 - c for c in self.tableau.c)})  # the latter for steps backwards
         # keyed by rounded times: what a step calls t + c h must find its kernel
         times = {_key((k + one) / steps): (k + one) / steps for k in range(steps) for one in c}
         kernels, origins = self.kernels_at(list(times.values()))
         at = {key: i for i, key in enumerate(times)}
-        w = self.log_w.exp()
+        w, matrices = self.log_w.exp(), self.matrices()
 
         def rate(t: float, state: runge_kutta.State) -> runge_kutta.State:
             i, x = at[_key(t)], state[0]
+            if not torch.is_grad_enabled() and not with_score:
+                return drift_at(x, kernels[i], origins[i], w, matrices, self.sines)
             with torch.no_grad():
-                features = _Features(self.lattice, x, w, self.sines)
-            v, divergence = _Drift.apply(x, kernels[i], origins[i], w, self.lattice, features)
+                features = _Features(matrices, x, w, self.sines)
+            v, divergence = _Drift.apply(x, kernels[i], origins[i], w, matrices, features)
             if not with_score:
                 return v, divergence
             with torch.no_grad():
@@ -152,7 +187,8 @@ class ContinuousLayer(Layer):
         self, score: Tensor, kernel: Tensor, origin: Tensor, w: Tensor, features: _Features
     ) -> Tensor:
         """`d score / dt = -(dv/dphi)^T score - d divergence / dphi`, along the flow (2207.08219, 2207.00283 sec. IV)."""
-        back = to_position(self.lattice, kernel[..., None] * to_momentum(self.lattice, score))
+        matrices = self.matrices()
+        back = to_position(matrices, kernel[..., None] * to_momentum(matrices, score))
         frequency = w * torch.arange(len(origin), dtype=w.dtype, device=w.device)
         return torch.tensordot(origin * frequency.square(), features.value, 1) - back.mul_(
             features.slope
@@ -161,7 +197,7 @@ class ContinuousLayer(Layer):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         steps = int(self.steps)
         state: runge_kutta.State = (_batch_last(x), x.new_zeros(len(x), dtype=torch.float64))
-        rate = self._rate(steps)
+        rate = self._rate(steps, drift_at=self.drift_at)
         for k in range(steps):
             state = runge_kutta.step(rate, k / steps, 1 / steps, state, self.tableau)
         y, log_det = state

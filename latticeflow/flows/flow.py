@@ -28,6 +28,10 @@ class Layer(nn.Module):
         """The inverse at twice the resolution, where there is one; what a density is checked against."""
         return self.inverse(y)
 
+    def compile_draws(self) -> None:
+        """`forward` without derivatives by `torch.compile` from now on; what is compiled is up to the layer."""
+        self.compile(dynamic=False)
+
     def adopt(self, previous: "Layer") -> None:
         """The weights of a layer of the same kind on another lattice; here: of a layer that knows of no lattice."""
         self.load_state_dict(previous.state_dict())
@@ -117,6 +121,11 @@ class Flow(nn.Module):
     def approximate(self) -> bool:
         """Whether the density is one only up to the error of a solver; `density_error` measures it."""
         return any(layer.approximate for layer in self.layers)
+
+    def compile_draws(self) -> None:
+        """`Layer.compile_draws` of every layer."""
+        for layer in self.layers:
+            layer.compile_draws()
 
     def refine(self, factor: float = 1.5) -> None:
         """`factor` times as many steps in every layer that is solved in steps."""

@@ -19,7 +19,7 @@ Everything between sublattices happens in their real Fourier bases (`transforms.
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import torch
 from pydantic import Field
@@ -28,39 +28,36 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..lattice import Lattice
 from ..random import Purpose, stream, uniform
-from ..transforms.harmonic import HarmonicMap, angles, harmonic_inverse
+from ..transforms.harmonic import HarmonicMap, frequencies, harmonic_inverse, harmonics, sines
 from ..transforms.sublattices import bases, eigenvalues, site_order, to_momentum, to_position
 from .base import BaseName, make_base
 from .flow import Flow, Layer
 from .spec import FlowSpec, flows
 from .travel import travel_kernel
 
+T = TypeVar("T")
 
-class _Block:
+
+class _Block(NamedTuple):
     """Fields x of a sublattice, `[n, batch]`, and in momentum space x and its sines `[n, F, batch]`."""
 
-    def __init__(self, x: Tensor, w: Tensor, order: int, basis: list[Tensor]):
-        self.x, self.basis = x, basis
-        self.angle, self.frequency = angles(x, w, order)
-        self.linear, self.sines = to_momentum(basis, x), to_momentum(basis, self.angle.sin())
+    x: Tensor
+    linear: Tensor
+    sines: Tensor
 
-    def pull(self, linear: Tensor, sines: Tensor) -> Tensor:
-        """The derivative by x of what has these derivatives by `linear` and `sines`."""
-        by_sine = to_position(self.basis, sines).mul_(self.angle.cos())
-        return to_position(self.basis, linear) + (self.frequency * by_sine).sum(1)
+    @classmethod
+    def of(cls, x: Tensor, w: Tensor, order: int, basis: list[Tensor]) -> "_Block":
+        return cls(x, to_momentum(basis, x), to_momentum(basis, sines(x, w, order)))
 
 
-@dataclass
-class _Update:
-    """One update of sublattice `c` from `others`: eigenvalues of its kernels, and amplitudes of its map g.
+class _Update(NamedTuple):
+    """One update of a sublattice c from the others: eigenvalues of its kernels, and amplitudes of its map g.
 
     `linear` `[n]` and `sines` `[n, 1, F]` of K_0 and K_f, f > 0, from each of the others, `predict` `[n]` of G; `scale`
     `[n]` of `e^{h K_0}` and `own` `[n, 1, F]` within c; `log_slope` = a, and A = `even[:, 0] + even[:, 1:] cos`, B = `odd
     sin` in the P harmonics of psi, `[S, 1 + P]` and `[S, P]`; frequencies w of the features and v of g.
     """
 
-    c: int
-    others: list[int]
     basis: list[Tensor]
     linear: list[Tensor]
     sines: list[Tensor]
@@ -73,28 +70,37 @@ class _Update:
     w: Tensor
     v: Tensor
 
-    def environment(self, blocks: list[_Block]) -> tuple["_Environment", Tensor]:
+    def block(self, x: Tensor) -> _Block:
+        """Of sublattice c."""
+        return _Block.of(x, self.w, self.own.shape[2], self.basis)
+
+    def environment(self, others: list[_Block]) -> tuple["_Environment", Tensor]:
         """What the other sublattices are to c: psi, and in momentum space what is added to phi_c."""
-        others = [blocks[c] for c in self.others]
         here = _Environment(self, to_position(self.basis, _sum(self.predict, [o.linear for o in others])))
         shift = _sum(self.linear, [o.linear for o in others])
         pairs = [*zip(self.sines, (o.sines for o in others)), (self.own, to_momentum(self.basis, here.sin))]
-        for kernel, sines in pairs:
-            shift = shift + torch.bmm(kernel, sines).squeeze(1)
+        for kernel, momenta in pairs:
+            shift = shift + (kernel.mT * momenta).sum(1)
         return here, shift
 
-    def forward(self, x: _Block, blocks: list[_Block]) -> tuple["_Environment", HarmonicMap]:
-        here, shift = self.environment(blocks)
+    def forward(self, x: _Block, others: list[_Block]) -> tuple["_Environment", HarmonicMap]:
+        here, shift = self.environment(others)
         moved = to_position(self.basis, shift.addcmul(self.scale[:, None], x.linear))
         return here, HarmonicMap(moved, self.log_slope, *here.coefficients(), self.v)
 
-    def inverse(self, y: Tensor, blocks: list[_Block]) -> tuple[Tensor, Tensor]:
+    def inverse(self, y: Tensor, others: list[_Block]) -> tuple[Tensor, Tensor]:
         """phi_c before, and log g' there."""
-        here, shift = self.environment(blocks)
+        here, shift = self.environment(others)
         coefficients = (self.log_slope, *here.coefficients(), self.v)
         moved = harmonic_inverse(y, *coefficients)
         x = to_position(self.basis, (to_momentum(self.basis, moved) - shift) / self.scale[:, None])
         return x, HarmonicMap(moved, *coefficients).first().log()
+
+    def pull(self, x: _Block, linear: Tensor, by_sines: Tensor) -> Tensor:
+        """The derivative by x of what has the derivatives `linear` and `by_sines` by its `linear` and `sines`."""
+        order = self.own.shape[2]
+        slope = frequencies(self.w, order) * harmonics(x.x, self.w, order)[1]
+        return to_position(self.basis, linear) + (slope * to_position(self.basis, by_sines)).sum(1)
 
     def score(
         self, score: Tensor, here: "_Environment", g: HarmonicMap, back: list[tuple[Tensor, Tensor]]
@@ -109,10 +115,22 @@ class _Update:
         after = (to_position(self.basis, momentum) - g.second() / first) / first
         by_sine = to_position(self.basis, self.own.mT * momentum[:, None])
         by_psi = to_momentum(self.basis, here.pull(by_sine, after, g, first))
-        for c, linear, sines, predict in zip(self.others, self.linear, self.sines, self.predict):
-            back[c][0].addcmul_(linear[:, None], momentum).addcmul_(predict[:, None], by_psi)
-            back[c][1].addcmul_(sines.mT, momentum[:, None])
+        kernels = zip(back, self.linear, self.sines, self.predict)
+        for (by_linear, by_sines), linear, K, predict in kernels:
+            by_linear.addcmul_(linear[:, None], momentum).addcmul_(predict[:, None], by_psi)
+            by_sines.addcmul_(K.mT, momentum[:, None])
         return after
+
+
+def _advance(update: _Update, x: _Block, others: list[_Block]) -> tuple[_Block, Tensor]:
+    """The sublattice after its update, and float64 `[batch]` the sum of `log g'`."""
+    _, g = update.forward(x, others)
+    return update.block(g.value()), g.first().log().sum(0, dtype=torch.float64)
+
+
+def _others(each: list[T], c: int) -> list[T]:
+    """All but that of sublattice c."""
+    return each[:c] + each[c + 1 :]
 
 
 def _sum(kernels: list[Tensor], momenta: list[Tensor]) -> Tensor:
@@ -127,19 +145,19 @@ class _Environment:
     """psi `[n, batch]` of one update, and what depends on it."""
 
     def __init__(self, update: _Update, psi: Tensor):
-        self.update, self.psi = update, psi
-        self.angle, self.frequency = angles(psi, update.w, update.own.shape[2])
-        self.sin, self.P = self.angle.sin(), update.odd.shape[1]
+        self.update, self.psi, self.P = update, psi, update.odd.shape[1]
+        self.sin, self.cos = harmonics(psi, update.w, update.own.shape[2])
 
     def coefficients(self) -> tuple[Tensor, Tensor]:
         """A and B of g, `[n, S, batch]`."""
         even, odd = self.update.even, self.update.odd
-        return even[:, :1] + even[:, 1:] @ self.angle[:, : self.P].cos(), odd @ self.sin[:, : self.P]
+        return even[:, :1] + even[:, 1:] @ self.cos[:, : self.P], odd @ self.sin[:, : self.P]
 
     def pull(self, by_sin: Tensor, score: Tensor, g: HarmonicMap, first: Tensor) -> Tensor:
         """The derivative by psi of: the shift, given that by its sines; `score . g`; `log g'`."""
-        even, odd, cos = self.update.even, self.update.odd, self.angle.cos() * self.frequency
-        A = -even[:, 1:] @ (self.frequency * self.sin)[:, : self.P]
+        frequency = frequencies(self.update.w, self.sin.shape[1])
+        even, odd, cos = self.update.even, self.update.odd, self.cos * frequency
+        A = -even[:, 1:] @ (frequency * self.sin)[:, : self.P]
         B = odd @ cos[:, : self.P]
         value, slope = g.change(A, B)
         return (by_sin * cos).sum(1) + score * value + slope / first
@@ -164,6 +182,7 @@ class SplitLayer(Layer):
     ):
         super().__init__()
         self.lattice, self.layers, self.sines, self.modes = lattice, layers, sines, modes
+        self.advance = _advance
         self.register_buffer("depth", torch.tensor(layers))  # no parameter's shape tells
         order = torch.from_numpy(site_order(lattice))
         self.register_buffer("order", order, persistent=False)
@@ -180,8 +199,8 @@ class SplitLayer(Layer):
         self.log_slope = nn.Parameter(torch.zeros(modes))
         self.strength = nn.Parameter(torch.zeros(site_sines, 1 + 2 * psi_sines, modes))
 
-    def updates(self) -> list[_Update]:
-        """All updates in turn.
+    def updates(self) -> list[tuple[int, _Update]]:
+        """All updates in turn, with their sublattice.
 
         Amplitudes of g are `e^a u / (f v (1 + sum |u|))`, `u = 4 h strength(t)`: `sum_f f v (|A_f| + |B_f|) < e^a` always.
         """
@@ -201,19 +220,13 @@ class SplitLayer(Layer):
         found, basis = [], bases(self.lattice, kernel.dtype, kernel.device)
         kinds = [(eigen[:, :, kind], predict[:, kind]) for kind in range(C)]
         for k, c in enumerate(turns):
-            others = [other for other in range(C) if other != c]
+            others, own = _others([*range(C)], c), kinds[0][0][k]
             linear = [kinds[c ^ other][0][k, :, 0] for other in others]
             sines = [kinds[c ^ other][0][k, :, None, 1:] for other in others]
-            own = kinds[0][0][k]
-            kernels = (
-                linear,
-                sines,
-                [kinds[c ^ other][1] for other in others],
-                own[:, 0].exp(),
-                own[:, None, 1:],
-            )
+            predict_c = [kinds[c ^ other][1] for other in others]
+            kernels = (linear, sines, predict_c, own[:, 0].exp(), own[:, None, 1:])
             maps = (a[k], u[k, :, : 1 + P], u[k, :, 1 + P :], w, v)
-            found.append(_Update(c, others, basis[c], *kernels, *maps))
+            found.append((c, _Update(basis[c], *kernels, *maps)))
         return found
 
     def blocks(self, x: Tensor) -> list[Tensor]:
@@ -223,55 +236,54 @@ class SplitLayer(Layer):
     def fields(self, blocks: list[Tensor], like: Tensor) -> Tensor:
         return torch.cat(blocks).index_select(0, self.restore).T.reshape(like.shape)
 
-    def block(self, x: Tensor, update: _Update) -> _Block:
-        return _Block(x, update.w, self.sines, update.basis)
+    def start(self, x: Tensor) -> tuple[list[tuple[int, _Update]], list[_Block], Tensor]:
+        """All updates, the blocks of x, and a log_det of 0."""
+        updates = self.updates()
+        of = dict(updates)
+        blocks = [of[c].block(one) for c, one in enumerate(self.blocks(x))]
+        return updates, blocks, x.new_zeros(len(x), dtype=torch.float64)
 
-    def start(self, x: Tensor, updates: list[_Update]) -> list[_Block]:
-        by_sublattice = {update.c: update for update in updates}
-        return [self.block(one, by_sublattice[c]) for c, one in enumerate(self.blocks(x))]
-
-    def log_det(self, updates: list[_Update], by_site: Tensor) -> Tensor:
+    def log_det(self, updates: list[tuple[int, _Update]], by_site: Tensor) -> Tensor:
         """float64 `[batch]`: log g' of all sites so far, and the constant of the linear kernels."""
-        return by_site + sum(update.scale.double().log().sum() for update in updates)
+        return by_site + sum(update.scale.double().log().sum() for _, update in updates)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        updates = self.updates()
-        blocks, total = self.start(x, updates), x.new_zeros(len(x), dtype=torch.float64)
-        for update in updates:
-            _, g = update.forward(blocks[update.c], blocks)
-            blocks[update.c] = self.block(g.value(), update)
-            total = total + g.first().log().sum(0, dtype=torch.float64)
+        updates, blocks, total = self.start(x)
+        for c, update in updates:
+            blocks[c], by_site = self.advance(update, blocks[c], _others(blocks, c))
+            total = total + by_site
         return self.fields([b.x for b in blocks], x), self.log_det(updates, total)
 
     def forward_with_score(self, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        updates = self.updates()
-        blocks, total = self.start(x, updates), x.new_zeros(len(x), dtype=torch.float64)
+        updates, blocks, total = self.start(x)
         with torch.no_grad():
             scores = self.blocks(score)
             back = [(torch.zeros_like(b.linear), torch.zeros_like(b.sines)) for b in blocks]
-        for update in updates:
-            c = update.c
-            here, g = update.forward(blocks[c], blocks)
+        for c, update in updates:
+            here, g = update.forward(blocks[c], _others(blocks, c))
             with torch.no_grad():
-                score_c = scores[c] - blocks[c].pull(*back[c])
+                score_c = scores[c] - update.pull(blocks[c], *back[c])
                 for one in back[c]:
                     one.zero_()
-                scores[c] = update.score(score_c, here, g, back)
+                scores[c] = update.score(score_c, here, g, _others(back, c))
                 total = total + g.first().log().sum(0, dtype=torch.float64)
-            blocks[c] = self.block(g.value(), update)
+            blocks[c] = update.block(g.value())
         with torch.no_grad():
-            scores = [s - b.pull(*one) for s, b, one in zip(scores, blocks, back)]
+            of = dict(updates)
+            scores = [s - of[c].pull(blocks[c], *back[c]) for c, s in enumerate(scores)]
             log_det = self.log_det(updates, total)  # the path gradient has no use for its derivatives
         return self.fields([b.x for b in blocks], x), log_det, self.fields(scores, x)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        updates = self.updates()
-        blocks, total = self.start(y, updates), y.new_zeros(len(y), dtype=torch.float64)
-        for update in reversed(updates):
-            x, log_first = update.inverse(blocks[update.c].x, blocks)
-            blocks[update.c] = self.block(x, update)
+        updates, blocks, total = self.start(y)
+        for c, update in reversed(updates):
+            x, log_first = update.inverse(blocks[c].x, _others(blocks, c))
+            blocks[c] = update.block(x)
             total = total + log_first.sum(0, dtype=torch.float64)
         return self.fields([b.x for b in blocks], y), -self.log_det(updates, total)
+
+    def compile_draws(self) -> None:
+        self.advance = torch.compile(_advance, fullgraph=True, dynamic=False)
 
     def adopt(self, previous: "SplitLayer") -> None:  # type: ignore[override]
         """Kernels as functions of displacement, everything else copied; any number of layers."""

@@ -87,6 +87,7 @@ class Worker:
 
     def _draw(self, stream: int, block: int) -> None:
         ensemble, about, state = self.ensemble, dict(self.about), None
+        self.sampler.prepare()
         begun = time.perf_counter()
         if self.sampler.chains and block == 0:
             state = self.sampler.start(stream, ensemble.generator(Purpose.START, stream))

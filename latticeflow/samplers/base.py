@@ -77,6 +77,9 @@ class Sampler:
     own_density: bool = False
     any_density: bool = False
 
+    def prepare(self) -> None:
+        """What is done once before the first draw, and not counted as time of drawing."""
+
     def start(self, stream: int, rng: np.random.Generator) -> State | None:
         return None
 

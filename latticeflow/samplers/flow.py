@@ -33,12 +33,39 @@ class FlowSampler(Sampler):
     own_density = True
     any_density = True
 
-    def __init__(self, target: Target, flow: Flow, batch: int = BATCH, density_tolerance: float = 0.01):
+    def __init__(
+        self,
+        target: Target,
+        flow: Flow,
+        batch: int = BATCH,
+        density_tolerance: float = 0.01,
+        compile: bool = False,
+    ):
         if flow.event_shape != target.event_shape:
             raise InputError(f"flow on {flow.event_shape}, target on {target.event_shape}: shapes must agree")
         self.target, self.flow, self.batch = target, flow, batch
         self.any_density = flow.any_density  # a stochastic flow has only that of its paths
-        self.density_tolerance = density_tolerance
+        self.density_tolerance, self.to_compile = density_tolerance, compile
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Compile the flow, which draws one batch, where that is asked for; raises `InputError` where it fails."""
+        if not self.to_compile:
+            return
+        import torch._inductor.config as inductor  # slow to import, like the next
+        from torch._dynamo.exc import TorchDynamoException
+
+        inductor.compile_threads = 1  # no pool of processes beside the ranks
+        self.flow.compile_draws()
+        try:
+            self.flow.sample(self.batch, stream(0, Purpose.DRAW, 0))
+        except TorchDynamoException as error:
+            lines = str(error).strip().splitlines()
+            raise InputError(
+                f"sampler.flow.compile = true: torch.compile failed on this machine ({lines[0] if lines else error!r}); "
+                "it needs a C++ compiler on CPUs and triton on GPUs. Leave it out to draw without"
+            ) from None
+        self.to_compile = False
 
     def check_solver(self, draws: Draws, n: int) -> float:
         """`density.check_solver` on the first n of own draws."""
@@ -54,6 +81,7 @@ class FlowSampler(Sampler):
 
     @torch.no_grad()
     def draw(self, state: State | None, n: int, rng: np.random.Generator) -> tuple[Draws, None]:
+        self.prepare()
         parts = []
         for start in range(0, n, self.batch):
             x, log_q = self.flow.sample(min(self.batch, n - start), rng)
@@ -76,7 +104,8 @@ def fastest_batch(sampler: FlowSampler, block: int, repeats: int = 3) -> int:
     for batch in (256 << k for k in range(32)):
         if batch > max(block, 256):
             break
-        probe, spent = FlowSampler(sampler.target, sampler.flow, batch), []
+        probe, spent = copy.copy(sampler), []
+        probe.batch, probe.to_compile = batch, False
         try:
             for i in range(repeats):
                 begun = time.perf_counter()
@@ -95,6 +124,9 @@ class FlowSamplerSpec(SamplerSpec):
     """`[sampler.flow]`: `block`, proposals in one block; `batch`, in one call of the network, or "auto": as many as
     `fastest_batch` finds when an ensemble is begun, which then keeps it. (Another batch changes numbers by rounding.)
 
+    `compile`: by torch.compile, which takes some 20 s a rank the first time: about twice the draws a second on a
+    CPU, other rounding. `block` should be a multiple of `batch` then.
+
     `streams`: 0, one Metropolis chain over all proposals; k, one chain for each of k streams over its own proposals,
     independent of one another. Any rank may draw any block in either case. `density_tolerance`: of a flow that is solved
     in steps, the largest change of log q at twice the resolution that is allowed (over 4,096 draws of each rank's first
@@ -104,6 +136,7 @@ class FlowSamplerSpec(SamplerSpec):
     needs_flow: ClassVar[bool] = True
     block: int = Field(8192, gt=0)
     batch: PositiveInt | Literal["auto"] = BATCH
+    compile: bool = False
     streams: int = Field(0, ge=0)
     density_tolerance: float = Field(0.01, gt=0)
     precision: Literal["float32", "float64"] = "float32"
@@ -115,7 +148,7 @@ class FlowSamplerSpec(SamplerSpec):
             )
         flow = flow.to(device=device, dtype=DTYPES[self.precision]).eval()
         batch = BATCH if self.batch == "auto" else self.batch
-        return FlowSampler(target, flow, batch, self.density_tolerance)
+        return FlowSampler(target, flow, batch, self.density_tolerance, self.compile)
 
     def settled(self, recorded: dict[str, Any] | None, build: Callable[[], Any]) -> SamplerSpec:
         if self.batch != "auto":

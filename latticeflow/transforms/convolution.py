@@ -49,21 +49,31 @@ def eigenvalues(lattice: Lattice, dtype: torch.dtype, device: torch.device) -> T
     return table.flatten(1).to(device, dtype)
 
 
-def to_momentum(lattice: Lattice, x: Tensor) -> Tensor:
-    """`x(s)`, `[..., V, batch]`, in the real Fourier basis; orthogonal."""
-    return _each_axis(lattice, x, transpose=False)
+def bases(lattice: Lattice, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """`basis` for each axis."""
+    return [basis(side, dtype, device) for side in lattice.shape]
 
 
-def to_position(lattice: Lattice, x: Tensor) -> Tensor:
+def to_momentum(matrices: list[Tensor], x: Tensor) -> Tensor:
+    """`x(s)`, `[..., V, batch]`, in the real Fourier basis `matrices`; orthogonal."""
+    return each_axis(matrices, x, _fields(matrices, x))
+
+
+def to_position(matrices: list[Tensor], x: Tensor) -> Tensor:
     """The inverse of `to_momentum`."""
-    return _each_axis(lattice, x, transpose=True)
+    return each_axis([matrix.T for matrix in matrices], x, _fields(matrices, x))
 
 
-def _each_axis(lattice: Lattice, x: Tensor, transpose: bool) -> Tensor:
-    y, before, after = x, x.numel() // (lattice.volume * x.shape[-1]), lattice.volume * x.shape[-1]
-    for side in lattice.shape:
+def _fields(matrices: list[Tensor], x: Tensor) -> int:
+    return x.numel() // (math.prod([len(matrix) for matrix in matrices]) * x.shape[-1])
+
+
+def each_axis(matrices: list[Tensor], x: Tensor, before: int = 1) -> Tensor:
+    """Each matrix applied to its axis of x, `[before * len(matrices[0]) * len(matrices[1]) * ..., after]` in any shape."""
+    y, after = x, x.numel() // before
+    for matrix in matrices:
+        side = len(matrix)
         after //= side
-        matrix = basis(side, x.dtype, x.device)
-        y = torch.matmul(matrix.T if transpose else matrix, y.reshape(before, side, after))
+        y = torch.matmul(matrix, y.reshape(before, side, after))
         before *= side
     return y.reshape(x.shape)

@@ -14,10 +14,40 @@ from ..errors import LatticeflowError
 ITERATIONS = 60
 
 
-def angles(x: Tensor, w: Tensor, order: int) -> tuple[Tensor, Tensor]:
-    """`f w x`, `[n, order, batch]`, and `f w`, `[order, 1]`, f = 1 to `order`."""
-    frequency = (w * torch.arange(1, order + 1, dtype=x.dtype, device=x.device))[:, None]
-    return x[:, None] * frequency, frequency
+def frequencies(w: Tensor, order: int) -> Tensor:
+    """`f w`, `[order, 1]`, f = 1 to `order`."""
+    return (w * torch.arange(1, order + 1, dtype=w.dtype, device=w.device))[:, None]
+
+
+def sines(x: Tensor, w: Tensor, order: int) -> Tensor:
+    """`sin(f w x)`, `[n, order, batch]`, f = 1 to `order`.
+
+    Where derivatives are recorded, in few operations; else by Chebyshev's recurrence from the first, which is as exact at
+    orders in use, and takes one sine and one cosine for all.
+    """
+    if torch.is_grad_enabled():
+        return (x[:, None] * frequencies(w, order)).sin()
+    angle = w * x
+    return torch.stack(_multiples(torch.zeros_like(x), angle.sin(), 2 * angle.cos(), order), 1)
+
+
+def harmonics(x: Tensor, w: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    """`sines`, and as many cosines."""
+    if torch.is_grad_enabled():
+        angle = x[:, None] * frequencies(w, order)
+        return angle.sin(), angle.cos()
+    angle = w * x
+    cos = angle.cos()
+    sin_f = _multiples(torch.zeros_like(x), angle.sin(), 2 * cos, order)
+    return torch.stack(sin_f, 1), torch.stack(_multiples(torch.ones_like(x), cos, 2 * cos, order), 1)
+
+
+def _multiples(zeroth: Tensor, first: Tensor, twice: Tensor, order: int) -> list[Tensor]:
+    """Those of f = 1 to `order`, from f = 0 and 1, `twice` the first cosine."""
+    found = [zeroth, first]
+    for _ in range(2, order + 1):
+        found.append(twice * found[-1] - found[-2])
+    return found[1 : order + 1]
 
 
 class HarmonicMap:
@@ -25,8 +55,8 @@ class HarmonicMap:
 
     def __init__(self, x: Tensor, log_slope: Tensor, A: Tensor, B: Tensor, w: Tensor):
         self.x, self.slope, self.A, self.B = x, log_slope.exp(), A, B
-        angle, self.frequency = angles(x, w, A.shape[-2])
-        self.sin, self.cos = angle.sin(), angle.cos()
+        self.frequency = frequencies(w, A.shape[-2])
+        self.sin, self.cos = harmonics(x, w, A.shape[-2])
 
     def value(self) -> Tensor:
         return torch.addcmul((self.A * self.sin).addcmul(self.B, self.cos).sum(1), self.slope, self.x)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..lattice import Lattice
+from .convolution import each_axis
 
 DENSE = 100  # sites of a sublattice up to which one matrix for all axes is faster than one for each
 
@@ -87,19 +88,9 @@ def eigenvalues(lattice: Lattice, dtype: torch.dtype, device: torch.device) -> T
 
 def to_momentum(matrices: list[Tensor], x: Tensor) -> Tensor:
     """x `[V / 2^D, ...]` of the sublattice whose `bases` are `matrices`, in its real Fourier basis; orthogonal."""
-    return _each_axis(matrices, x, transpose=False)
+    return each_axis(matrices, x)
 
 
 def to_position(matrices: list[Tensor], x: Tensor) -> Tensor:
     """The inverse of `to_momentum`."""
-    return _each_axis(matrices, x, transpose=True)
-
-
-def _each_axis(matrices: list[Tensor], x: Tensor, transpose: bool) -> Tensor:
-    y, before, after = x, 1, x.numel()
-    for matrix in matrices:
-        side = len(matrix)
-        after //= side
-        y = torch.matmul(matrix.T if transpose else matrix, y.reshape(before, side, after))
-        before *= side
-    return y.reshape(x.shape)
+    return each_axis([matrix.T for matrix in matrices], x)
