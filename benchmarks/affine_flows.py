@@ -5,8 +5,8 @@
 
 The rivals, trained here on one thread for `--seconds` at each point: the flow of the 2101.08176 tutorial by this package's
 loop, and the strongest affine flow we know of, with the trainable spectrum as base, odd networks (exact Z2) and the path
-gradient. ESS at N = 65,536; draws per second in turn, in one run, one thread, each flow at the best of `BATCHES`. Bar: the
-better of the ladder's two flows is worth 20 of the better rival.
+gradient. ESS at N = 65,536; draws per second in turn, in one run, one thread, each flow at its fastest batch, compiled
+where that is faster. Bar: the better of the ladder's two flows is worth 20 of the better rival.
 """
 
 import argparse
@@ -14,14 +14,12 @@ from pathlib import Path
 
 from latticeflow.flows import Affine, Flow, Tutorial
 from latticeflow.run import Run
-from latticeflow.samplers import FlowSampler
 from latticeflow.targets import Phi4
 from latticeflow.training.checkpoint import load_flow
 
-from .common import Bars, one_thread, quality, speed, train_for
+from .common import Bars, fastest_sampler, named, one_thread, quality, speed, train_for
 from .ladder import FLOWS, POINTS
 
-BATCHES = (256, 1024, 4096)
 RIVALS = {
     "tutorial": (Tutorial(), {"estimator": "reparametrised"}),
     "affine on a spectrum, odd, path gradient": (Affine(z2=True), {"estimator": "path"}),
@@ -39,7 +37,7 @@ def main() -> None:
     bars = Bars()
     for name, seconds in zip(args.points, args.seconds, strict=True):
         point = POINTS[name]
-        target = Phi4(shape=(point.side, point.side), m2=-4.0, lam=point.lam)
+        target = Phi4(shape=point.shape, m2=-4.0, lam=point.lam)
         found: dict[str, Flow] = {}
         for kind in FLOWS:
             run = Run.open(Path("runs") / f"ladder_{name}_{kind}")
@@ -47,15 +45,14 @@ def main() -> None:
         for kind, (spec, settings) in RIVALS.items():
             found[kind] = train_for(spec, target, seconds, **settings)[0]
         ess = {kind: quality(flow, target, args.draws) for kind, flow in found.items()}
-        samplers = [FlowSampler(target, flow, batch) for flow in found.values() for batch in BATCHES]
-        rates = iter(speed(samplers, draws=4096, repeats=3))
+        samplers = {kind: fastest_sampler(target, flow) for kind, flow in found.items()}
+        rates = speed(list(samplers.values()), draws=8192)
         products = {}
-        for kind, flow in found.items():
-            rate, batch = max((next(rates), batch) for batch in BATCHES)
+        for (kind, flow), rate in zip(found.items(), rates):
             products[kind] = ess[kind].ess * rate
             print(
-                f"{name} {kind}: {flow.parameter_count()} parameters, {ess[kind]}, {rate:.0f} draws/s at batch {batch}, "
-                f"ESS x draws/s {products[kind]:.0f}",
+                f"{name} {kind}: {flow.parameter_count()} parameters, {ess[kind]}, {rate:.0f} draws/s "
+                f"({named(samplers[kind])}), ESS x draws/s {products[kind]:.0f}",
                 flush=True,
             )
         ratio = max(products[kind] for kind in FLOWS) / max(products[kind] for kind in RIVALS)

@@ -1,5 +1,6 @@
 """What the benchmarks share: bars, training for a number of seconds, evaluation, timing."""
 
+import copy
 import sys
 import time
 
@@ -9,6 +10,7 @@ import torch
 from latticeflow.flows.spec import FlowSpec
 from latticeflow.random import Purpose, stream
 from latticeflow.samplers import FlowSampler
+from latticeflow.samplers.flow import fastest_batch
 from latticeflow.statistics.weights import WeightSummary
 from latticeflow.targets import LatticeTarget
 from latticeflow.training import TrainSettings, evaluate, train
@@ -48,6 +50,20 @@ def speed(samplers: list[FlowSampler], draws: int = 16384, repeats: int = 5) -> 
             sampler.draw(None, draws, stream(3, Purpose.DRAW, repeat))
             rate.append(draws / (time.perf_counter() - start))
     return [float(np.median(rate[1:])) for rate in rates]
+
+
+def fastest_sampler(target: LatticeTarget, flow) -> FlowSampler:
+    """At the fastest batch, and compiled where that is faster."""
+    plain = FlowSampler(target, flow)
+    plain.batch = fastest_batch(plain, 4096)
+    compiled = FlowSampler(target, copy.deepcopy(flow), plain.batch, compile=True)
+    compiled.prepare()
+    slow, fast = speed([plain, compiled], draws=4096, repeats=3)
+    return compiled if fast > slow else plain
+
+
+def named(sampler: FlowSampler) -> str:
+    return f"batch {sampler.batch}{', compiled' if sampler.compiled else ''}"
 
 
 def one_thread() -> None:

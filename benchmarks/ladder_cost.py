@@ -3,7 +3,8 @@
     python -m benchmarks.ladder                       # first: trains the flows that are compared here
     python -m benchmarks.ladder_cost [E1 E2 E3 E4 E5 20x20] [--precision 0.002] [--steps 1000]
 
-One core, seconds of the processor. A flow's independent chi2 per second are its draws per second (the best of `BATCHES`)
+One core, seconds of the processor. A flow's independent chi2 per second are its draws per second (at the fastest batch,
+compiled where that is faster)
 times `var(chi2) / (N error^2)`, the error that of the reweighted mean of N draws; HMC, Fourier-accelerated HMC and clusters
 as in `benchmarks.hmc_cost`. Then, over the points,
 
@@ -25,18 +26,16 @@ import torch
 
 from latticeflow.random import Purpose, stream
 from latticeflow.run import Run
-from latticeflow.samplers import FlowSampler
 from latticeflow.statistics import mean
 from latticeflow.targets import Phi4
 from latticeflow.training.checkpoint import load_flow
 from latticeflow.training.log import read
 
-from .common import Bars, one_thread
+from .common import Bars, fastest_sampler, named, one_thread
 from .hmc_cost import BATCHES as CHAINS
 from .hmc_cost import LENGTHS, cost, rivals
 from .ladder import FLOWS, POINTS
 
-BATCHES = (256, 1024, 4096)
 BLOCK = 16384
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,16 +73,13 @@ def flow_row(name: str, kind: str, precision: float) -> Row | None:
         return None
     run = Run.open(folder)
     flow, target = load_flow(run.weights, run.deck)[0], run.deck.target
-    speeds = {}
-    for batch in BATCHES:
-        sampler, rate = FlowSampler(target, flow, batch), []
-        for turn in range(3):
-            begun = time.process_time()
-            sampler.draw(None, 4096, stream(3, Purpose.DRAW, turn))
-            rate.append(4096 / (time.process_time() - begun))
-        speeds[batch] = float(np.median(rate))
-    batch = max(speeds, key=speeds.__getitem__)
-    sampler, parts, weights = FlowSampler(target, flow, batch), [], []
+    sampler, rates = fastest_sampler(target, flow), []
+    for turn in range(4):
+        begun = time.process_time()
+        sampler.draw(None, 4096, stream(3, Purpose.DRAW, turn))
+        rates.append(4096 / (time.process_time() - begun))
+    rate = float(np.median(rates[1:]))
+    parts, weights = [], []
     for block in range(1000):
         draws, _ = sampler.draw(None, BLOCK, stream(4, Purpose.DRAW, block))
         parts.append(observables(draws.x))
@@ -94,10 +90,10 @@ def flow_row(name: str, kind: str, precision: float) -> Row | None:
             break
     w = np.exp(log_w - log_w.max())
     variance = np.average((o[0] - chi2) ** 2, weights=w)
-    independent = speeds[batch] * variance / (o.shape[1] * error**2)
+    independent = rate * variance / (o.shape[1] * error**2)
     training = read(run.log)[-1]["seconds"]
     print(
-        f"  {kind:13} {independent:9,.0f} independent chi2/s: {speeds[batch]:,.0f} draws/s at batch {batch}, "
+        f"  {kind:13} {independent:9,.0f} independent chi2/s: {rate:,.0f} draws/s ({named(sampler)}), "
         f"{variance / (o.shape[1] * error**2):.3f} of a draw; training {training:.0f} s; "
         f"chi2 {chi2:.4f} +- {error:.4f} from {o.shape[1]:,} draws",
         flush=True,
@@ -145,8 +141,8 @@ def main() -> None:
     bars, table = Bars(), {}
     for name in args.points:
         point = POINTS[name]
-        target = Phi4(shape=(point.side, point.side), m2=-4.0, lam=point.lam)
-        print(f"{name}: {point.side}x{point.side}, lam = {point.lam}", flush=True)
+        target = Phi4(shape=point.shape, m2=-4.0, lam=point.lam)
+        print(f"{name}: {'x'.join(map(str, point.shape))}, lam = {point.lam}", flush=True)
         flows = {kind: row for kind in FLOWS if (row := flow_row(name, kind, args.precision))}
         chains = {
             kind: chain_row(kind, target, spec, args.precision, args.steps) for kind, spec in rivals().items()
@@ -171,7 +167,7 @@ def main() -> None:
             )
     fits = {}
     for kind in (*FLOWS, *rivals()):
-        rows = {POINTS[name].side: row[kind] for name, row in table.items() if kind in row}
+        rows = {POINTS[name].shape[0]: row[kind] for name, row in table.items() if kind in row}
         if len(rows) > 2:
             fits[kind] = slope(list(rows), [1 / row.independent for row in rows.values()])
             z, error, c = fits[kind]

@@ -45,12 +45,12 @@ class FlowSampler(Sampler):
             raise InputError(f"flow on {flow.event_shape}, target on {target.event_shape}: shapes must agree")
         self.target, self.flow, self.batch = target, flow, batch
         self.any_density = flow.any_density  # a stochastic flow has only that of its paths
-        self.density_tolerance, self.to_compile = density_tolerance, compile
+        self.density_tolerance, self.compile, self.compiled = density_tolerance, compile, False
 
     @torch.no_grad()
     def prepare(self) -> None:
         """Compile the flow, which draws one batch, where that is asked for; raises `InputError` where it fails."""
-        if not self.to_compile:
+        if self.compiled or not self.compile:
             return
         import torch._inductor.config as inductor  # slow to import, like the next
         from torch._dynamo.exc import TorchDynamoException
@@ -65,7 +65,7 @@ class FlowSampler(Sampler):
                 f"sampler.flow.compile = true: torch.compile failed on this machine ({lines[0] if lines else error!r}); "
                 "it needs a C++ compiler on CPUs and triton on GPUs. Leave it out to draw without"
             ) from None
-        self.to_compile = False
+        self.compiled = True
 
     def check_solver(self, draws: Draws, n: int) -> float:
         """`density.check_solver` on the first n of own draws."""
@@ -105,7 +105,7 @@ def fastest_batch(sampler: FlowSampler, block: int, repeats: int = 3) -> int:
         if batch > max(block, 256):
             break
         probe, spent = copy.copy(sampler), []
-        probe.batch, probe.to_compile = batch, False
+        probe.batch, probe.compile = batch, False
         try:
             for i in range(repeats):
                 begun = time.perf_counter()
