@@ -4,9 +4,9 @@
     python -m benchmarks.affine_flows [E2 E5]
 
 The rivals, trained here on one thread for as many seconds as the ladder's better flow at each point took: the flow of the
-2101.08176 tutorial by this package's loop, and the strongest affine flow we know of, with the trainable spectrum as base, odd networks (exact Z2) and the path
-gradient. ESS at N = 65,536; draws per second in turn, in one run, one thread, each flow at its fastest batch, compiled
-where that is faster. Bar: the better of the ladder's two flows is worth 20 of the better rival.
+2101.08176 tutorial by this package's loop, and the strongest affine flow we know of, with the trainable spectrum as base,
+odd networks (exact Z2) and the path gradient. ESS at N = 65,536; draws per second in turn, in one run, one thread, each
+flow at its fastest batch, compiled where that is faster. Bar: the better of ours is worth 20 of the better rival.
 """
 
 import argparse
