@@ -37,12 +37,12 @@ class Point:
 
 
 POINTS = {
-    "E1": Point((6, 6), 6.975, 10, 2000, 9, {}),
-    "E2": Point((8, 8), 6.008, 10, 2000, 9, {"continuous": 0.99, "split": 0.97}),
-    "E3": Point((10, 10), 5.550, 10, 2000, 9, {}),
-    "E4": Point((12, 12), 5.276, 20, 3000, 9, {}),
-    "E5": Point((14, 14), 5.113, 20, 3000, 12, {"continuous": 0.96, "split": 0.90}),
-    "20x20": Point((20, 20), 4.807, 60, 3000, 14, {"continuous": 0.90, "split": 0.75}),
+    "E1": Point((6, 6), 6.975, 10, 3000, 9, {}),
+    "E2": Point((8, 8), 6.008, 10, 3000, 9, {"continuous": 0.99, "split": 0.97}),
+    "E3": Point((10, 10), 5.550, 10, 3000, 9, {}),
+    "E4": Point((12, 12), 5.276, 20, 4500, 9, {}),
+    "E5": Point((14, 14), 5.113, 20, 4500, 12, {"continuous": 0.96, "split": 0.90}),
+    "20x20": Point((20, 20), 4.807, 60, 5000, 14, {"continuous": 0.90, "split": 0.75}),
     "32x32": Point((32, 32), 4.572, 90, 3000, 14, {}),
     "64x64": Point((64, 64), 4.398, 90, 2000, 14, {}),
     "8x8x8": Point((8, 8, 8), 9.2, 20, 2000, 9, {}),  # xi = 1.98 by HMC
@@ -62,7 +62,7 @@ parser.add_argument("--share", type=float, default=1.0)
 
 
 def deck(name: str, flow: str, share: float) -> Deck:
-    """The deck of a point: SOAP, path gradient, batch growing at the end."""
+    """The deck of a point: SOAP, path gradient, compiled."""
     point = POINTS[name]
     steps = max(10, int(share * point.steps))
     train: dict[str, Any] = {
@@ -70,15 +70,15 @@ def deck(name: str, flow: str, share: float) -> Deck:
         "optimizer": "soap",
         "lr": 5e-3,
         "warmup": 50,
-        "batch": [[0.0, 64], [0.8, 256]],
+        "batch": 64,
+        "compile": True,
         "evaluate_every": max(10, steps // 5),
         "checkpoint_every": 100,
     }
     if name in WALKED:
         smaller = [POINTS[one] for one in WALKED[name]]
         first = [
-            {"target": {"shape": list(one.shape), "lam": one.lam}, "steps": steps // 2, "batch": 64}
-            for one in smaller
+            {"target": {"shape": list(one.shape), "lam": one.lam}, "steps": steps // 2} for one in smaller
         ]
         train["stage"] = [*first, {"warmup": 100}]
     return Deck.parse(

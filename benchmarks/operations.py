@@ -80,7 +80,7 @@ def compare(flow, noise, plain: float) -> None:
     with torch.no_grad():
         before = flow.push(noise)[1]
         begun = time.perf_counter()
-        flow.compile_draws()
+        flow.compile_parts()
         change = float((flow.push(noise)[1] - before).abs().max())
         spent = time.perf_counter() - begun
         ratio = plain / (seconds(lambda: flow.push(noise)) / len(noise))

@@ -12,19 +12,20 @@ fine. `Flow.density_error` measures that at twice the resolution.
 """
 
 import math
-from functools import cached_property
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from ..compiling import compiled
 from ..errors import LatticeflowError
 from ..lattice import Lattice
 from ..random import Purpose, stream, uniform
 from ..transforms import runge_kutta
 from ..transforms.convolution import bases, eigenvalues, to_momentum, to_position
+from ..transforms.runge_kutta import State
 from .base import BaseName, make_base
 from .flow import Flow, Layer
 from .spec import FlowSpec, flows
@@ -36,7 +37,7 @@ ITERATIONS = 60  # of the inverse of one step; each gains a factor of some h^ord
 class _Features:
     """Features at x `[V, batch]`: `value` and its transform `momentum`, `[1 + F, V, batch]`; cosines of f w x from f = 0."""
 
-    def __init__(self, matrices: list[Tensor], x: Tensor, w: Tensor, sines: int):
+    def __init__(self, x: Tensor, w: Tensor, sines: int, matrices: list[Tensor]):
         angle, self.w = w * x, w
         cosine = angle.cos()
         sin, cos = [torch.zeros_like(x), angle.sin()], [torch.ones_like(x), cosine]
@@ -48,80 +49,43 @@ class _Features:
         self.value = torch.stack([x, *sin[1 : sines + 1]])
         self.momentum = to_momentum(matrices, self.value)
 
-    @cached_property
     def slope(self) -> Tensor:
         """The derivative of `value`."""
         return torch.stack([self.cos[0], *(f * self.w * cos for f, cos in enumerate(self.cos) if f)])
 
-    def divergence(self, origin: Tensor) -> Tensor:
-        """Of the drift whose kernels are `origin` `[1 + F]` at d = 0, `[V, batch]`."""
-        total = origin[0] * self.cos[0]
+    def drift(self, kernel: Tensor, origin: Tensor, matrices: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """`(v, divergence)` of the module's docstring at one time.
+
+        `kernel` eigenvalues `[1 + F, V]`, `origin` K_f(0) `[1 + F]`, `matrices` the Fourier basis; v `[V, batch]`,
+        divergence float64 `[batch]`.
+        """
+        v = kernel[0, :, None] * self.momentum[0]
+        for k, momentum in zip(kernel[1:], self.momentum[1:]):
+            v = torch.addcmul(v, k[:, None], momentum)
+        divergence = origin[0] * self.cos[0]
         for f in range(1, len(self.cos)):
-            total = torch.addcmul(total, self.cos[f], f * self.w * origin[f])
-        return total
+            divergence = torch.addcmul(divergence, self.cos[f], f * self.w * origin[f])
+        return to_position(matrices, v), divergence.sum(0, dtype=torch.float64)
 
 
-def _drift(
-    features: _Features, kernel: Tensor, origin: Tensor, matrices: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """`(v, divergence)` of the module's docstring at one time.
+def _drift(x: Tensor, kernel: Tensor, origin: Tensor, w: Tensor, sines: int, matrices: list[Tensor]) -> State:
+    return _Features(x, w, sines, matrices).drift(kernel, origin, matrices)
 
-    `kernel` eigenvalues `[1 + F, V]`, `origin` K_f(0) `[1 + F]`, `matrices` the Fourier basis; v `[V, batch]`, divergence
-    float64 `[batch]`.
+
+def _drift_with_score(
+    x: Tensor, score: Tensor, kernel: Tensor, origin: Tensor, w: Tensor, sines: int, matrices: list[Tensor]
+) -> State:
+    """`_drift`, and without gradient `d score / dt = -(dv/dphi)^T score - d divergence / dphi` along the flow
+    (2207.08219, 2207.00283 sec. IV).
     """
-    v = kernel[0, :, None] * features.momentum[0]
-    for k, momentum in zip(kernel[1:], features.momentum[1:]):
-        v = torch.addcmul(v, k[:, None], momentum)
-    return to_position(matrices, v), features.divergence(origin).sum(0, dtype=torch.float64)
-
-
-def _drift_at(x: Tensor, kernel: Tensor, origin: Tensor, w: Tensor, matrices: list[Tensor], sines: int):
-    """The same at x, as one function to compile."""
-    return _drift(_Features(matrices, x, w, sines), kernel, origin, matrices)
-
-
-class _Drift(torch.autograd.Function):
-    """`_drift` from features that were computed before, with derivatives."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        kernel: Tensor,
-        origin: Tensor,
-        w: Tensor,
-        matrices: list[Tensor],
-        features: _Features,
-    ):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, kernel, origin, w)
-        ctx.matrices, ctx.features = matrices, features
-        return _drift(features, kernel, origin, matrices)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_v: Tensor | None, grad_divergence: Tensor | None):  # type: ignore[override]
-        x, kernel, origin, w = ctx.saved_tensors
-        features = ctx.features
-        grad_x, grad_w = torch.zeros_like(x), torch.zeros_like(w)
-        grad_kernel, grad_origin = torch.zeros_like(kernel), torch.zeros_like(origin)
-        if grad_v is not None:
-            momentum = to_momentum(ctx.matrices, grad_v)
-            grad_kernel = torch.einsum("fvb,vb->fv", features.momentum, momentum)
-            back = to_position(ctx.matrices, kernel[..., None] * momentum).mul_(features.slope)
-            grad_x = back.sum(0)
-            grad_w = (back[1:].sum(0) * x).sum() / w
-        if grad_divergence is not None:
-            g = grad_divergence.to(x.dtype)
-            f = torch.arange(len(origin), dtype=x.dtype, device=x.device)
-            curve = torch.tensordot(
-                origin * f.square(), features.value, 1
-            )  # minus the second derivative, over w^2
-            grad_x = grad_x - g * w.square() * curve
-            grad_origin = torch.einsum("fvb,b->f", features.slope, g)
-            slopes = torch.tensordot(origin[1:], features.slope[1:], 1)
-            grad_w = grad_w + (g * (slopes / w - w * x * curve)).sum()
-        return grad_x, grad_kernel, grad_origin, grad_w, None, None
+    features = _Features(x, w, sines, matrices)
+    v, divergence = features.drift(kernel, origin, matrices)
+    with torch.no_grad():
+        back = to_position(matrices, kernel[..., None] * to_momentum(matrices, score))
+        frequency = w * torch.arange(len(origin), dtype=w.dtype, device=w.device)
+        curve = torch.tensordot(origin * frequency.square(), features.value, 1)
+        rate = curve - (back * features.slope()).sum(0)
+    return v, divergence, rate
 
 
 class ContinuousLayer(Layer):
@@ -136,7 +100,8 @@ class ContinuousLayer(Layer):
     def __init__(self, lattice: Lattice, sines: int, modes: int, steps: int, solver: str, w: float):
         super().__init__()
         self.lattice, self.sines, self.modes = lattice, sines, modes
-        self.drift_at = _drift_at
+        self.drift: Callable[..., State] = _drift
+        self.drift_with_score: Callable[..., State] = _drift_with_score
         self.tableau = runge_kutta.TABLEAUS[solver]
         orbits = int(lattice.displacement_orbits.max()) + 1
         self.kernel = nn.Parameter(torch.zeros(1 + sines, modes, orbits))
@@ -154,50 +119,29 @@ class ContinuousLayer(Layer):
         values = torch.einsum("tb,fbo->tfo", cosines, kernel)
         return values @ eigenvalues(self.lattice, kernel.dtype, kernel.device), values[..., 0]
 
-    def matrices(self) -> list[Tensor]:
-        return bases(self.lattice, self.kernel.dtype, self.kernel.device)
+    def compile_parts(self) -> None:
+        self.drift, self.drift_with_score = compiled(_drift), compiled(_drift_with_score)
 
-    def compile_draws(self) -> None:
-        self.drift_at = torch.compile(_drift_at, fullgraph=True, dynamic=False)
-
-    def _rate(self, steps: int, with_score: bool = False, drift_at=_drift_at) -> runge_kutta.Rate:
-        """`(phi, log_det[, score]) -> d/dt`, kernels of all stages of all steps computed once."""
+    def _rate(self, steps: int, drift: Callable[..., State] = _drift) -> runge_kutta.Rate:
+        """`(phi, log_det[, score]) -> d/dt` by `drift`, kernels of all stages of all steps computed once."""
         c = sorted({*self.tableau.c, *(1 - c for c in self.tableau.c)})  # the latter for steps backwards
         # keyed by rounded times: what a step calls t + c h must find its kernel
         times = {_key((k + one) / steps): (k + one) / steps for k in range(steps) for one in c}
         kernels, origins = self.kernels_at(list(times.values()))
         at = {key: i for i, key in enumerate(times)}
-        w, matrices = self.log_w.exp(), self.matrices()
+        w, matrices = self.log_w.exp(), bases(self.lattice, self.kernel.dtype, self.kernel.device)
 
-        def rate(t: float, state: runge_kutta.State) -> runge_kutta.State:
-            i, x = at[_key(t)], state[0]
-            if not torch.is_grad_enabled() and not with_score:
-                return drift_at(x, kernels[i], origins[i], w, matrices, self.sines)
-            with torch.no_grad():
-                features = _Features(matrices, x, w, self.sines)
-            v, divergence = _Drift.apply(x, kernels[i], origins[i], w, matrices, features)
-            if not with_score:
-                return v, divergence
-            with torch.no_grad():
-                return v, divergence, self._score_rate(state[2], kernels[i], origins[i], w, features)
+        def rate(t: float, state: State) -> State:
+            x, _, *score = state
+            i = at[_key(t)]
+            return drift(x, *score, kernels[i], origins[i], w, self.sines, matrices)
 
         return rate
 
-    def _score_rate(
-        self, score: Tensor, kernel: Tensor, origin: Tensor, w: Tensor, features: _Features
-    ) -> Tensor:
-        """`d score / dt = -(dv/dphi)^T score - d divergence / dphi`, along the flow (2207.08219, 2207.00283 sec. IV)."""
-        matrices = self.matrices()
-        back = to_position(matrices, kernel[..., None] * to_momentum(matrices, score))
-        frequency = w * torch.arange(len(origin), dtype=w.dtype, device=w.device)
-        return torch.tensordot(origin * frequency.square(), features.value, 1) - back.mul_(
-            features.slope
-        ).sum(0)
-
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         steps = int(self.steps)
-        state: runge_kutta.State = (_batch_last(x), x.new_zeros(len(x), dtype=torch.float64))
-        rate = self._rate(steps, drift_at=self.drift_at)
+        state: State = (_batch_last(x), x.new_zeros(len(x), dtype=torch.float64))
+        rate = self._rate(steps, self.drift)
         for k in range(steps):
             state = runge_kutta.step(rate, k / steps, 1 / steps, state, self.tableau)
         y, log_det = state
@@ -207,7 +151,7 @@ class ContinuousLayer(Layer):
         """The score by the same Runge-Kutta steps: that of the density to the order of the solver, not to rounding."""
         steps = int(self.steps)
         state = (_batch_last(x), x.new_zeros(len(x), dtype=torch.float64), _batch_last(score))
-        rate = self._rate(steps, with_score=True)
+        rate = self._rate(steps, self.drift_with_score)
         for k in range(steps):
             y, log_det, score = runge_kutta.step(rate, k / steps, 1 / steps, state, self.tableau)
             state = (y, log_det.detach(), score)  # the path gradient has no use for that of log q
@@ -222,7 +166,7 @@ class ContinuousLayer(Layer):
         """
         steps = int(self.steps)
         rate = self._rate(steps)
-        state: runge_kutta.State = (_batch_last(y), y.new_zeros(y.shape[0], dtype=torch.float64))
+        state: State = (_batch_last(y), y.new_zeros(y.shape[0], dtype=torch.float64))
         for k in reversed(range(steps)):
             state = self._undo(rate, k / steps, 1 / steps, state)
         x, log_det = state
@@ -231,16 +175,14 @@ class ContinuousLayer(Layer):
     def finer_inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The drift followed back in twice as many steps: the exact inverse to `2^-order` of the error of `steps`."""
         steps = 2 * int(self.steps)
-        state: runge_kutta.State = (_batch_last(y), y.new_zeros(y.shape[0], dtype=torch.float64))
+        state: State = (_batch_last(y), y.new_zeros(y.shape[0], dtype=torch.float64))
         rate = self._rate(steps)
         for k in reversed(range(steps)):
             state = runge_kutta.step(rate, (k + 1) / steps, -1 / steps, state, self.tableau)
         x, log_det = state
         return x.T.reshape(y.shape), log_det
 
-    def _undo(
-        self, rate: runge_kutta.Rate, t: float, h: float, state: runge_kutta.State
-    ) -> runge_kutta.State:
+    def _undo(self, rate: runge_kutta.Rate, t: float, h: float, state: State) -> State:
         """`(x, log_det)` at t from that at t + h."""
         end, log_det = state
         zero = torch.zeros_like(log_det)

@@ -28,9 +28,8 @@ class Layer(nn.Module):
         """The inverse at twice the resolution, where there is one; what a density is checked against."""
         return self.inverse(y)
 
-    def compile_draws(self) -> None:
-        """`forward` without derivatives by `torch.compile` from now on; what is compiled is up to the layer."""
-        self.compile(dynamic=False)
+    def compile_parts(self) -> None:
+        """Run what is repeated in `forward` and `forward_with_score` by `torch.compile` from now on, where that pays."""
 
     def adopt(self, previous: "Layer") -> None:
         """The weights of a layer of the same kind on another lattice; here: of a layer that knows of no lattice."""
@@ -122,10 +121,13 @@ class Flow(nn.Module):
         """Whether the density is one only up to the error of a solver; `density_error` measures it."""
         return any(layer.approximate for layer in self.layers)
 
-    def compile_draws(self) -> None:
-        """`Layer.compile_draws` of every layer."""
+    def compile_parts(self) -> None:
+        """`Layer.compile_parts` of every layer: the same numbers to rounding, faster, after some 20 s at the first call.
+
+        Calls raise `InputError` where there is no compiler.
+        """
         for layer in self.layers:
-            layer.compile_draws()
+            layer.compile_parts()
 
     def refine(self, factor: float = 1.5) -> None:
         """`factor` times as many steps in every layer that is solved in steps."""

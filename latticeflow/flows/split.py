@@ -25,6 +25,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..compiling import compiled
 from ..errors import InputError
 from ..lattice import Lattice
 from ..random import Purpose, stream, uniform
@@ -36,6 +37,7 @@ from .spec import FlowSpec, flows
 from .travel import travel_kernel
 
 T = TypeVar("T")
+_Pair = tuple[Tensor, Tensor]  # derivatives by `linear` and `sines` of a block
 
 
 class _Block(NamedTuple):
@@ -103,29 +105,44 @@ class _Update(NamedTuple):
         return to_position(self.basis, linear) + (slope * to_position(self.basis, by_sines)).sum(1)
 
     def score(
-        self, score: Tensor, here: "_Environment", g: HarmonicMap, back: list[tuple[Tensor, Tensor]]
-    ) -> Tensor:
+        self, score: Tensor, here: "_Environment", g: HarmonicMap, back: list[_Pair]
+    ) -> tuple[Tensor, list[_Pair]]:
         """The score on c after the update, `J^{-T} (score - d log_det / d phi)`.
 
-        What the update takes from the scores of the other sublattices is added to `back`, as derivatives by their
-        `linear` and `sines`.
+        And `back` with what the update takes from the scores of the other sublattices.
         """
         momentum = to_momentum(self.basis, score) / self.scale[:, None]
         first = g.first()
         after = (to_position(self.basis, momentum) - g.second() / first) / first
         by_sine = to_position(self.basis, self.own.mT * momentum[:, None])
         by_psi = to_momentum(self.basis, here.pull(by_sine, after, g, first))
-        kernels = zip(back, self.linear, self.sines, self.predict)
-        for (by_linear, by_sines), linear, K, predict in kernels:
-            by_linear.addcmul_(linear[:, None], momentum).addcmul_(predict[:, None], by_psi)
-            by_sines.addcmul_(K.mT, momentum[:, None])
-        return after
+        taken = []
+        for (by_linear, by_sines), K_0, K, predict in zip(back, self.linear, self.sines, self.predict):
+            by_linear = by_linear.addcmul(K_0[:, None], momentum).addcmul(predict[:, None], by_psi)
+            taken.append((by_linear, by_sines.addcmul(K.mT, momentum[:, None])))
+        return after, taken
 
 
 def _advance(update: _Update, x: _Block, others: list[_Block]) -> tuple[_Block, Tensor]:
     """The sublattice after its update, and float64 `[batch]` the sum of `log g'`."""
     _, g = update.forward(x, others)
     return update.block(g.value()), g.first().log().sum(0, dtype=torch.float64)
+
+
+def _advance_with_score(
+    update: _Update, x: _Block, others: list[_Block], score: Tensor, own: _Pair, back: list[_Pair]
+) -> tuple[_Block, Tensor, Tensor, list[_Pair]]:
+    """`_advance` with the score on c after the update.
+
+    `own`, and for the other sublattices `back`: what updates so far took from their scores, as derivatives by their
+    `linear` and `sines`; the latter also after this one. The score carries no gradient, nor does `log g'`, for which the
+    path gradient has no use.
+    """
+    here, g = update.forward(x, others)
+    with torch.no_grad():
+        after, taken = update.score(score - update.pull(x, *own), here, g, back)
+        by_site = g.first().log().sum(0, dtype=torch.float64)
+    return update.block(g.value()), by_site, after, taken
 
 
 def _others(each: list[T], c: int) -> list[T]:
@@ -182,7 +199,7 @@ class SplitLayer(Layer):
     ):
         super().__init__()
         self.lattice, self.layers, self.sines, self.modes = lattice, layers, sines, modes
-        self.advance = _advance
+        self.advance, self.advance_with_score = _advance, _advance_with_score
         self.register_buffer("depth", torch.tensor(layers))  # no parameter's shape tells
         order = torch.from_numpy(site_order(lattice))
         self.register_buffer("order", order, persistent=False)
@@ -258,20 +275,18 @@ class SplitLayer(Layer):
         updates, blocks, total = self.start(x)
         with torch.no_grad():
             scores = self.blocks(score)
-            back = [(torch.zeros_like(b.linear), torch.zeros_like(b.sines)) for b in blocks]
+            nothing = torch.zeros_like(blocks[0].linear), torch.zeros_like(blocks[0].sines)
+        back = [nothing] * len(blocks)
         for c, update in updates:
-            here, g = update.forward(blocks[c], _others(blocks, c))
-            with torch.no_grad():
-                score_c = scores[c] - update.pull(blocks[c], *back[c])
-                for one in back[c]:
-                    one.zero_()
-                scores[c] = update.score(score_c, here, g, _others(back, c))
-                total = total + g.first().log().sum(0, dtype=torch.float64)
-            blocks[c] = update.block(g.value())
+            blocks[c], by_site, scores[c], taken = self.advance_with_score(
+                update, blocks[c], _others(blocks, c), scores[c], back[c], _others(back, c)
+            )
+            back = [*taken[:c], nothing, *taken[c:]]
+            total = total + by_site
         with torch.no_grad():
             of = dict(updates)
             scores = [s - of[c].pull(blocks[c], *back[c]) for c, s in enumerate(scores)]
-            log_det = self.log_det(updates, total)  # the path gradient has no use for its derivatives
+            log_det = self.log_det(updates, total)
         return self.fields([b.x for b in blocks], x), log_det, self.fields(scores, x)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -282,8 +297,8 @@ class SplitLayer(Layer):
             total = total + log_first.sum(0, dtype=torch.float64)
         return self.fields([b.x for b in blocks], y), -self.log_det(updates, total)
 
-    def compile_draws(self) -> None:
-        self.advance = torch.compile(_advance, fullgraph=True, dynamic=False)
+    def compile_parts(self) -> None:
+        self.advance, self.advance_with_score = compiled(_advance), compiled(_advance_with_score)
 
     def adopt(self, previous: "SplitLayer") -> None:  # type: ignore[override]
         """Kernels as functions of displacement, everything else copied; any number of layers."""

@@ -49,23 +49,11 @@ class FlowSampler(Sampler):
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """Compile the flow, which draws one batch, where that is asked for; raises `InputError` where it fails."""
-        if self.compiled or not self.compile:
-            return
-        import torch._inductor.config as inductor  # slow to import, like the next
-        from torch._dynamo.exc import TorchDynamoException
-
-        inductor.compile_threads = 1  # no pool of processes beside the ranks
-        self.flow.compile_draws()
-        try:
+        """Compile the flow, where that is asked for; raises `InputError` where it fails."""
+        if self.compile and not self.compiled:
+            self.flow.compile_parts()
             self.flow.sample(self.batch, stream(0, Purpose.DRAW, 0))
-        except TorchDynamoException as error:
-            lines = str(error).strip().splitlines()
-            raise InputError(
-                f"sampler.flow.compile = true: torch.compile failed on this machine ({lines[0] if lines else error!r}); "
-                "it needs a C++ compiler on CPUs and triton on GPUs. Leave it out to draw without"
-            ) from None
-        self.compiled = True
+            self.compiled = True
 
     def check_solver(self, draws: Draws, n: int) -> float:
         """`density.check_solver` on the first n of own draws."""

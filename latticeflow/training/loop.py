@@ -127,6 +127,8 @@ class _Training:
         """Be at the first step of a stage, with its own optimiser."""
         self.stage, self.settings, self.target, self.flow = stage, stage.settings, stage.target, flow
         self.optimizer = OPTIMIZERS[self.settings.optimizer](parameter_groups(flow), lr=self.settings.lr)
+        if self.whole.compile:
+            flow.compile_parts()
         self.first: float | None = None
         self.losses: list[float] = []
         self.data: Configurations | None = None
