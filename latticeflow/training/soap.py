@@ -44,7 +44,7 @@ class Soap(torch.optim.Optimizer):
             self._step(block, self.param_groups[0])
 
     def _step(self, block: list[nn.Parameter], settings: dict[str, Any]) -> None:
-        g = torch.cat([p.grad.flatten() for p in block if p.grad is not None]).double()
+        g = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in block]).double()
         state = self.state[block[0]]
         if not state:
             self._begin(state, g)
