@@ -22,29 +22,45 @@ def valley(key: int) -> torch.Tensor:
     return basis @ torch.diag(torch.logspace(-2, 2, SIZE, dtype=torch.float64)) @ basis.T
 
 
-def descend(make, steps: int = 400) -> float:
+def descend(make, h=None, shape=(SIZE,), steps: int = 400) -> float:
     """Mean value of `x^T H x / 2` at the end, gradients with noise of covariance H."""
-    h = valley(1)
+    h = valley(1) if h is None else h
     root = torch.linalg.cholesky(h)
-    x = nn.Parameter(torch.ones(SIZE, dtype=torch.float64))
+    x = nn.Parameter(torch.ones(shape, dtype=torch.float64))
     optimizer, noise = make([x]), rng(2)
     for k in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 0.05 * (1 - k / steps)
-        x.grad = h @ x.detach() + 0.01 * root @ torch.from_numpy(noise.normal(size=SIZE))
+        at = x.detach().flatten()
+        x.grad = (h @ at + 0.01 * root @ torch.from_numpy(noise.normal(size=len(h)))).view_as(x)
         optimizer.step()
-    return float(0.5 * x.detach() @ h @ x.detach())
+    at = x.detach().flatten()
+    return float(0.5 * at @ h @ at)
 
 
 def test_it_goes_down_a_rotated_valley_where_adam_does_not():
     assert descend(lambda p: Soap(p, lr=0.05)) < 0.1 * descend(lambda p: torch.optim.Adam(p, lr=0.05))
 
 
+def test_a_matrix_is_turned_on_both_sides():
+    """H = A x B, of which one side alone is not enough."""
+    a, b = valley(1)[:4, :4], valley(6)[:5, :5]
+    h, shape = torch.kron(a, b), (4, 5)
+    both = descend(lambda p: Soap(p, lr=0.05, largest=1), h, shape)
+    one = descend(
+        lambda p: Soap(p, lr=0.05, largest=1, longest=4), h, shape
+    )  # the longer side is too long: Adam
+    assert both < 0.1 * one
+    assert one == pytest.approx(
+        descend(lambda p: torch.optim.Adam(p, lr=0.05, betas=(0.9, 0.99)), h, shape), rel=1e-3
+    )
+
+
 def test_without_rotation_it_is_adam():
-    """Tensors larger than `largest` have Q = 1: torch's Adam is the answer."""
+    """Tensors longer than `longest` have Q = 1: torch's Adam is the answer."""
     start = [torch.from_numpy(rng(3).normal(size=s)).float() for s in [(3, 2), (5,)]]
     mine, theirs = ([nn.Parameter(t.clone()) for t in start] for _ in range(2))
-    a = Soap(mine, lr=0.01, betas=(0.9, 0.99), largest=1)
+    a = Soap(mine, lr=0.01, betas=(0.9, 0.99), largest=1, longest=1)
     b = torch.optim.Adam(theirs, lr=0.01, betas=(0.9, 0.99))
     for k in range(5):
         for p, q in zip(mine, theirs):

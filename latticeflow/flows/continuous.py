@@ -240,7 +240,7 @@ class Continuous(FlowSpec):
     """
 
     sines: int = Field(4, ge=0)
-    modes: int = Field(3, ge=1)
+    modes: int = Field(5, ge=1)
     steps: int = Field(10, ge=1)
     solver: Literal["rk4", "rk6"] = "rk4"
     base: BaseName = "spectrum"

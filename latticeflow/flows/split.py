@@ -327,7 +327,7 @@ class Split(FlowSpec):
     sines: int = Field(4, ge=1)
     site_sines: int = Field(4, ge=1)
     psi_sines: int = Field(2, ge=0)
-    modes: int = Field(3, ge=1)
+    modes: int = Field(8, ge=1)
     base: BaseName = "spectrum"
     base_m2: float = 1.0
 
