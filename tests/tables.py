@@ -27,17 +27,17 @@ TARGETS = {
 
 FLOWS = {
     "split": [
-        (Split(layers=3, sines=3, site_sines=2), (4, 4), True),
+        (Split(layers=3, sines=3, site_sines=2, modes=3), (4, 4), True),
         (Split(layers=2, modes=1, base="white"), (2, 6), True),
-        (Split(layers=2, sines=1, psi_sines=1), (6,), True),
-        (Split(layers=2), (2, 2, 4), True),
-        (Split(layers=1), (2, 2, 2, 2), True),
-        (Split(layers=2, base="mean_field"), (4, 4), True),
+        (Split(layers=2, sines=1, psi_sines=1, modes=3), (6,), True),
+        (Split(layers=2, modes=3), (2, 2, 4), True),
+        (Split(layers=1, modes=3), (2, 2, 2, 2), True),
+        (Split(layers=2, modes=3, base="mean_field"), (4, 4), True),
     ],
     "continuous": [
-        (Continuous(steps=20, solver="rk6"), (5,), True),
+        (Continuous(modes=3, steps=20, solver="rk6"), (5,), True),
         (Continuous(sines=3, modes=2, steps=15, solver="rk6", base="white"), (4, 6), True),
-        (Continuous(sines=2, steps=16, solver="rk6"), (2, 4, 3), True),
+        (Continuous(sines=2, modes=3, steps=16, solver="rk6"), (2, 4, 3), True),
         (Continuous(sines=1, modes=1, steps=24), (2, 2, 2, 2), True),
     ],
     "affine": [

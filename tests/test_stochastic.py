@@ -27,7 +27,7 @@ from latticeflow.training.loss import path, reparametrised
 
 torch.set_num_threads(1)
 SQUARE = Phi4(shape=(2, 2), m2=-4.0, lam=8.0)
-SPEC = Stochastic(layers=3, blocks=3, sines=2, updates=2, kicks=2)
+SPEC = Stochastic(layers=3, blocks=3, sines=2, modes=3, updates=2, kicks=2)
 N = 32768
 
 
@@ -224,7 +224,10 @@ def test_updates_help():
     target = Phi4(shape=(4, 4), m2=-4.0, lam=6.0)
     ess = [
         train(
-            Stochastic(layers=2, blocks=k, sines=2, updates=3).build_for(target, 6), target, settings, seed=6
+            Stochastic(layers=2, blocks=k, sines=2, modes=3, updates=3).build_for(target, 6),
+            target,
+            settings,
+            seed=6,
         ).ess
         for k in (1, 2)
     ]
