@@ -18,7 +18,7 @@ TARGET = Phi4(shape=(4, 4), m2=-4.0, lam=8.0)
 
 
 @pytest.mark.parametrize(
-    "spec", [Split(layers=2, sines=2, site_sines=2), Continuous(steps=3)], ids=lambda spec: spec.kind
+    "spec", [Split(layers=2, sines=2, site_sines=2), Continuous(modes=3, steps=3)], ids=lambda spec: spec.kind
 )
 def test_the_same_draws(spec):
     flow = scramble(spec.build(Lattice((4, 4)), 1), 3, scale=0.1)
@@ -36,7 +36,7 @@ def test_the_same_draws(spec):
 
 
 @pytest.mark.parametrize(
-    "spec", [Split(layers=2, sines=2, site_sines=2), Continuous(steps=3)], ids=lambda spec: spec.kind
+    "spec", [Split(layers=2, sines=2, site_sines=2), Continuous(modes=3, steps=3)], ids=lambda spec: spec.kind
 )
 def test_the_same_training(spec):
     """Two steps of a compiled training end where those of a plain one do."""

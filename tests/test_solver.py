@@ -23,7 +23,7 @@ TARGET = Phi4(shape=(4, 4), m2=-4.0, lam=8.0)
 
 
 def coarse(steps: int = 2, scale: float = 0.06):
-    return scramble(Continuous(steps=steps).build(Lattice(TARGET.shape), 1), 1, scale=scale).float()
+    return scramble(Continuous(modes=3, steps=steps).build(Lattice(TARGET.shape), 1), 1, scale=scale).float()
 
 
 def test_steps_rise_until_the_density_is_good(monkeypatch):
