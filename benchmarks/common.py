@@ -52,10 +52,15 @@ def speed(samplers: list[FlowSampler], draws: int = 16384, repeats: int = 5) -> 
     return [float(np.median(rate[1:])) for rate in rates]
 
 
+def at_fastest_batch(target: LatticeTarget, flow) -> FlowSampler:
+    sampler = FlowSampler(target, flow)
+    sampler.batch = fastest_batch(sampler, 4096)
+    return sampler
+
+
 def fastest_sampler(target: LatticeTarget, flow) -> FlowSampler:
     """At the fastest batch, and compiled where that is faster."""
-    plain = FlowSampler(target, flow)
-    plain.batch = fastest_batch(plain, 4096)
+    plain = at_fastest_batch(target, flow)
     compiled = FlowSampler(target, copy.deepcopy(flow), plain.batch, compile=True)
     compiled.prepare()
     slow, fast = speed([plain, compiled], draws=4096, repeats=3)

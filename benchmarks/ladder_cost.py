@@ -32,8 +32,7 @@ from latticeflow.training.checkpoint import load_flow
 from latticeflow.training.log import read
 
 from .common import Bars, fastest_sampler, named, one_thread
-from .hmc_cost import BATCHES as CHAINS
-from .hmc_cost import LENGTHS, cost, rivals
+from .hmc_cost import rivals, tuned
 from .ladder import FLOWS, POINTS
 
 BLOCK = 16384
@@ -102,14 +101,7 @@ def flow_row(name: str, kind: str, precision: float) -> Row | None:
 
 
 def chain_row(name: str, target: Phi4, spec, precision: float, steps: int) -> Row:
-    begun = time.process_time()
-    state = spec.build(target).start(0, stream(1, Purpose.START, 0))
-    start = time.process_time() - begun
-    found = []
-    for factor in LENGTHS:
-        longer = {**state, "n_steps": np.array(round(factor * int(state["n_steps"])))}
-        found.append(cost(target, spec, longer, CHAINS, steps))
-    best = max(found, key=lambda one: one.independent)
+    best, start = tuned(target, spec, steps)
     print(f"  {name:13} {best}; tuning {start:.1f} s", flush=True)
     sampler, state, series = spec.build(target), best.state, []
     for block in range(1000):

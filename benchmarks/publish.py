@@ -5,7 +5,7 @@ import argparse
 from latticeflow.pretrained import load, publish
 from latticeflow.run import Run
 
-from .common import quality
+from .common import one_thread, quality
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("run")
@@ -14,6 +14,7 @@ parser.add_argument("name")
 
 def main() -> None:
     args = parser.parse_args()
+    one_thread()
     place = publish(Run.open(args.run), args.name)
     flow = load(args.name)
     print(f"{place}: {flow.flow.parameter_count()} parameters, {quality(flow.flow, flow.target)}")

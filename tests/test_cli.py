@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import shutil
 import sys
+import threading
+import time
 from contextlib import redirect_stderr, redirect_stdout
 
 import h5py
@@ -12,7 +15,7 @@ import pytest
 import torch
 from jobs import contents
 
-from latticeflow.cli import main
+from latticeflow.cli import _forwarded, main
 from latticeflow.run import Run
 from latticeflow.training.checkpoint import load_flow
 
@@ -212,3 +215,23 @@ def test_weights_of_another_deck(call, run, folder):
     shutil.copy(run / "deck.toml", folder / "other/deck.toml")
     code, printed = call("sample", "other", "--draws", "10")
     assert code == 2 and "do not fit the deck's flow" in printed
+
+
+def test_a_failing_rank_waits_until_its_words_are_read(tmp_path):
+    """A pipe that is read after 0.3 s holds it up so long; an empty one, or a file, not at all."""
+    read, write = os.pipe()
+    with open(tmp_path / "log", "w") as log:
+        log.write("gone")
+        begun = time.monotonic()
+        _forwarded(log.fileno())
+        _forwarded(write)
+        assert time.monotonic() - begun < 0.2
+    os.write(write, b"gone")
+    reader = threading.Timer(0.3, os.read, (read, 100))
+    reader.start()
+    begun = time.monotonic()
+    _forwarded(write)
+    assert 0.25 < time.monotonic() - begun < 4
+    reader.join()
+    os.close(read)
+    os.close(write)

@@ -13,7 +13,7 @@ from latticeflow.lattice import Lattice
 from latticeflow.transforms import harmonic as harmonic_module
 from latticeflow.transforms.affine import affine, affine_inverse
 from latticeflow.transforms.fourier import fourier_scale
-from latticeflow.transforms.harmonic import HarmonicMap, harmonic_inverse
+from latticeflow.transforms.harmonic import HarmonicMap, harmonic_inverse, harmonics, sines
 
 # a, A, B, w: sum_f f w (|A_f| + |B_f|) = 1.16 < e^a = 1.22
 HARMONIC = tuple(
@@ -184,6 +184,19 @@ def test_harmonic_map_is_its_formula():
     for f in (1, 2, 3):
         expected = expected + A[0, f - 1] * (f * w * x).sin() + B[0, f - 1] * (f * w * x).cos()
     torch.testing.assert_close(harmonic_map(x, *HARMONIC)[0], expected)
+
+
+@pytest.mark.parametrize("order", [1, 2, 5, 12])
+@pytest.mark.parametrize("grad", [True, False])  # each by itself, or by recurrence
+def test_harmonics_are_sines_and_cosines(order, grad):
+    x, w = field((7,), 20).T, torch.tensor(0.7).double()
+    f = torch.arange(1, order + 1).double()[:, None]
+    with torch.set_grad_enabled(grad):
+        for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
+            found = (*harmonics(x.to(dtype), w.to(dtype), order), sines(x.to(dtype), w.to(dtype), order))
+            angle = f * w * x[:, None]
+            for one, wanted in zip(found, (angle.sin(), angle.cos(), angle.sin())):
+                torch.testing.assert_close(one.double(), wanted, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("order", [1, 5, 12, 30])

@@ -25,6 +25,7 @@ from ..lattice import Lattice
 from ..random import Purpose, stream, uniform
 from ..transforms import runge_kutta
 from ..transforms.convolution import bases, eigenvalues, to_momentum, to_position
+from ..transforms.harmonic import multiples
 from ..transforms.runge_kutta import State
 from .base import BaseName, make_base
 from .flow import Flow, Layer
@@ -39,14 +40,10 @@ class _Features:
 
     def __init__(self, x: Tensor, w: Tensor, sines: int, matrices: list[Tensor]):
         angle, self.w = w * x, w
-        cosine = angle.cos()
-        sin, cos = [torch.zeros_like(x), angle.sin()], [torch.ones_like(x), cosine]
-        twice = 2 * cosine
-        for _ in range(2, sines + 1):
-            sin.append(torch.addcmul(-sin[-2], twice, sin[-1]))
-            cos.append(torch.addcmul(-cos[-2], twice, cos[-1]))
-        self.cos = cos[: sines + 1]
-        self.value = torch.stack([x, *sin[1 : sines + 1]])
+        sin, cos = angle.sin(), angle.cos()
+        twice, one = 2 * cos, torch.ones_like(x)
+        self.cos = [one, *multiples(one, cos, twice, sines)]
+        self.value = torch.stack([x, *multiples(torch.zeros_like(x), sin, twice, sines)])
         self.momentum = to_momentum(matrices, self.value)
 
     def slope(self) -> Tensor:

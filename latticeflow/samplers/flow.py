@@ -112,8 +112,8 @@ class FlowSamplerSpec(SamplerSpec):
     """`[sampler.flow]`: `block`, proposals in one block; `batch`, in one call of the network, or "auto": as many as
     `fastest_batch` finds when an ensemble is begun, which then keeps it. (Another batch changes numbers by rounding.)
 
-    `compile`: by torch.compile, which takes some 20 s a rank the first time: about twice the draws a second on a
-    CPU, other rounding. `block` should be a multiple of `batch` then.
+    `compile`: split and continuous flows by torch.compile, which takes some 20 s a rank the first time: 1.4 to 2
+    times the draws a second on a CPU, other rounding; other flows stay as they are. `block` should be a multiple of `batch` then.
 
     `streams`: 0, one Metropolis chain over all proposals; k, one chain for each of k streams over its own proposals,
     independent of one another. Any rank may draw any block in either case. `density_tolerance`: of a flow that is solved

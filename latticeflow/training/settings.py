@@ -23,7 +23,7 @@ class TrainSettings(Spec):
     which stay.
 
     `compile`: the repeated parts of split and continuous flows by torch.compile, 20 to 60 s once for each lattice and
-    batch; steps are about twice as fast on a CPU, with other rounding.
+    batch; steps are 1.6 to 2 times as fast on a CPU (by hand), with other rounding.
 
     `density_tolerance`: of a flow that is solved in steps, the largest change of log q at twice the resolution that is
     allowed over 4,096 draws. It is looked at with each evaluation, and the number of steps raised until it is met.

@@ -28,7 +28,7 @@ def sines(x: Tensor, w: Tensor, order: int) -> Tensor:
     if torch.is_grad_enabled():
         return (x[:, None] * frequencies(w, order)).sin()
     angle = w * x
-    return torch.stack(_multiples(torch.zeros_like(x), angle.sin(), 2 * angle.cos(), order), 1)
+    return torch.stack(multiples(torch.zeros_like(x), angle.sin(), 2 * angle.cos(), order), 1)
 
 
 def harmonics(x: Tensor, w: Tensor, order: int) -> tuple[Tensor, Tensor]:
@@ -38,11 +38,11 @@ def harmonics(x: Tensor, w: Tensor, order: int) -> tuple[Tensor, Tensor]:
         return angle.sin(), angle.cos()
     angle = w * x
     cos = angle.cos()
-    sin_f = _multiples(torch.zeros_like(x), angle.sin(), 2 * cos, order)
-    return torch.stack(sin_f, 1), torch.stack(_multiples(torch.ones_like(x), cos, 2 * cos, order), 1)
+    sin_f = multiples(torch.zeros_like(x), angle.sin(), 2 * cos, order)
+    return torch.stack(sin_f, 1), torch.stack(multiples(torch.ones_like(x), cos, 2 * cos, order), 1)
 
 
-def _multiples(zeroth: Tensor, first: Tensor, twice: Tensor, order: int) -> list[Tensor]:
+def multiples(zeroth: Tensor, first: Tensor, twice: Tensor, order: int) -> list[Tensor]:
     """Those of f = 1 to `order`, from f = 0 and 1, `twice` the first cosine."""
     found = [zeroth, first]
     for _ in range(2, order + 1):
