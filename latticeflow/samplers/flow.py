@@ -113,7 +113,8 @@ class FlowSamplerSpec(SamplerSpec):
     `fastest_batch` finds when an ensemble is begun, which then keeps it. (Another batch changes numbers by rounding.)
 
     `compile`: split and continuous flows by torch.compile, which takes some 20 s a rank the first time: 1.4 to 2
-    times the draws a second on a CPU, other rounding; other flows stay as they are. `block` should be a multiple of `batch` then.
+    times the draws a second on a CPU, other rounding; other flows stay as they are. `block` should then be a multiple
+    of `batch`.
 
     `streams`: 0, one Metropolis chain over all proposals; k, one chain for each of k streams over its own proposals,
     independent of one another. Any rank may draw any block in either case. `density_tolerance`: of a flow that is solved
