@@ -1,26 +1,22 @@
 """ESS x draws per second of the ladder's flows beside affine flows, at E2 and E5.
 
-    python -m benchmarks.ladder E2 E5            # first: trains what is compared here
     python -m benchmarks.affine_flows [E2 E5]
 
-The rivals, trained here on one thread for as many seconds as the ladder's better flow at each point took: the flow of the
-2101.08176 tutorial by this package's loop, and the strongest affine flow we know of, with the trainable spectrum as base,
-odd networks (exact Z2) and the path gradient. ESS at N = 65,536; draws per second in turn, in one run, one thread, each
-flow at its fastest batch; none is compiled, since affine flows cannot be. Bar: the better of ours is worth 20 of the
-better rival.
+The ladder's flows are those that come with the library. The rivals are trained here on one thread for as many seconds as
+the better of ours took in `benchmarks.ladder`: the flow of the 2101.08176 tutorial by this package's loop, and the
+strongest affine flow we know of, with the trainable spectrum as base, odd networks (exact Z2) and the path gradient. ESS
+at N = 65,536; draws per second in turn, in one run, one thread, each flow at its fastest batch; none is compiled, since
+affine flows cannot be. Bar: the better of ours is worth 20 of the better rival.
 """
 
 import argparse
-from pathlib import Path
 
 from latticeflow.flows import Affine, Flow, Tutorial
-from latticeflow.run import Run
+from latticeflow.pretrained import load
 from latticeflow.targets import Phi4
-from latticeflow.training.checkpoint import load_flow
-from latticeflow.training.log import read
 
 from .common import Bars, at_fastest_batch, named, one_thread, quality, speed, train_for
-from .ladder import FLOWS, POINTS
+from .ladder import FLOWS, POINTS, library_name
 
 RIVALS = {
     "tutorial": (Tutorial(), {"estimator": "reparametrised"}),
@@ -53,11 +49,11 @@ def main() -> None:
     bars = Bars()
     for name in args.points:
         target = Phi4(shape=POINTS[name].shape, m2=-4.0, lam=POINTS[name].lam)
-        runs = {kind: Run.open(Path("runs") / f"ladder_{name}_{kind}") for kind in FLOWS}
-        flows = {kind: load_flow(run.weights, run.deck)[0] for kind, run in runs.items()}
+        ours = {kind: load(library_name(name, kind)) for kind in FLOWS}
+        flows = {kind: one.flow for kind, one in ours.items()}
         products = worth(name, target, flows, args.draws)
         best = max(FLOWS, key=products.__getitem__)
-        seconds = read(runs[best].log)[-1]["seconds"]
+        seconds = ours[best].log[-1]["seconds"]
         print(f"{name}: rivals are trained for {seconds:.0f} s each, as the {best} flow was", flush=True)
         for kind, (spec, settings) in RIVALS.items():
             flows[kind] = train_for(spec, target, seconds, **settings)[0]

@@ -5,7 +5,7 @@
 Trains each point under mpirun in `runs/ladder_POINT_FLOW`, or goes on there where a training was stopped (a run that is
 done is not trained again), and prints ESS at N = 65,536 with its error, log Z, the largest change of log q at twice the
 solver's resolution, and the seconds of training and of evaluation, beside the bars of E2, E5 and 20x20. `--share` of the
-steps, for a shorter look, in folders of its own.
+steps, for a shorter look, in folders of its own. `benchmarks.publish` puts such a flow into the library.
 """
 
 import argparse
@@ -48,6 +48,15 @@ POINTS = {
     "8x8x8": Point((8, 8, 8), 9.2, 20, 2000, 9, {}),  # xi = 1.98 by HMC
 }
 FLOWS = ("continuous", "split")
+
+
+def library_name(name: str, flow: str) -> str:
+    """What the flow of a point is called where it comes with the library."""
+    point = POINTS[name]
+    sides = "x".join(map(str, point.shape))
+    return f"phi4_{sides}" + (f"_{name}" if name != sides else "") + ("_split" if flow == "split" else "")
+
+
 WALKED = {  # points whose training begins on smaller lattices
     "20x20": ("E3",),
     "32x32": ("E3", "20x20"),

@@ -1,12 +1,11 @@
 """The ladder's flows, tuned HMC and clusters: seconds for an independent chi2, how they grow with L, and their observables.
 
-    python -m benchmarks.ladder                       # first: trains the flows that are compared here
     python -m benchmarks.ladder_cost [E1 E2 E3 E4 E5 20x20] [--precision 0.002] [--steps 1000]
 
-One core, seconds of the processor. A flow's independent chi2 per second are its draws per second (at the fastest batch,
-compiled where that is faster)
-times `var(chi2) / (N error^2)`, the error that of the reweighted mean of N draws; HMC, Fourier-accelerated HMC and clusters
-as in `benchmarks.hmc_cost`. Then, over the points,
+The flows are those that come with the library, from `benchmarks.ladder`, and the seconds of their training those of its
+log. One core, seconds of the processor. A flow's independent chi2 per second are its draws per second (at the fastest
+batch, compiled where that is faster) times `var(chi2) / (N error^2)`, the error that of the reweighted mean of N draws;
+HMC, Fourier-accelerated HMC and clusters as in `benchmarks.hmc_cost`. Then, over the points,
 
 - `seconds = c L^z`, least squares of the logarithms, with the scatter's error on z;
 - the crossover: at each point, independent chi2 from which the training is paid, where the flow is the faster; and the L
@@ -19,21 +18,18 @@ Bars: every pull below 3.
 import argparse
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from latticeflow.pretrained import load, names
 from latticeflow.random import Purpose, stream
-from latticeflow.run import Run
 from latticeflow.statistics import mean
 from latticeflow.targets import Phi4
-from latticeflow.training.checkpoint import load_flow
-from latticeflow.training.log import read
 
 from .common import Bars, fastest_sampler, named, one_thread
 from .hmc_cost import rivals, tuned
-from .ladder import FLOWS, POINTS
+from .ladder import FLOWS, POINTS, library_name
 
 BLOCK = 16384
 
@@ -67,11 +63,11 @@ def reweighted(o: np.ndarray, log_w: np.ndarray) -> list[tuple[float, float]]:
 
 
 def flow_row(name: str, kind: str, precision: float) -> Row | None:
-    folder = Path("runs") / f"ladder_{name}_{kind}"
-    if not folder.exists():
+    known = library_name(name, kind)
+    if known not in names():
         return None
-    run = Run.open(folder)
-    flow, target = load_flow(run.weights, run.deck)[0], run.deck.target
+    one = load(known)
+    flow, target = one.flow, one.target
     sampler, rates = fastest_sampler(target, flow), []
     for turn in range(4):
         begun = time.process_time()
@@ -90,7 +86,7 @@ def flow_row(name: str, kind: str, precision: float) -> Row | None:
     w = np.exp(log_w - log_w.max())
     variance = np.average((o[0] - chi2) ** 2, weights=w)
     independent = rate * variance / (o.shape[1] * error**2)
-    training = read(run.log)[-1]["seconds"]
+    training = one.log[-1]["seconds"]
     print(
         f"  {kind:13} {independent:9,.0f} independent chi2/s: {rate:,.0f} draws/s ({named(sampler)}), "
         f"{variance / (o.shape[1] * error**2):.3f} of a draw; training {training:.0f} s; "

@@ -14,17 +14,19 @@ from ..flows import Flow
 from ..run import Run
 from ..targets import Target
 from ..training.checkpoint import latest, load_flow
+from ..training.log import read
 
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A trained `flow`, the `target` it was trained on and the `deck` that made it."""
+    """A trained `flow`, the `target` it was trained on, the `deck` that made it and the `log` of that training."""
 
     flow: Flow
     target: Target
     deck: Deck
+    log: list[dict]
 
 
 def names() -> list[str]:
@@ -41,7 +43,7 @@ def load(name: str) -> Pretrained:
         raise InputError(f"no pretrained flow '{name}'; known: {', '.join(names()) or 'none'}")
     run = Run.open(HERE / name)
     flow, _ = load_flow(run.weights, run.deck)
-    return Pretrained(flow.eval(), run.deck.target, run.deck)
+    return Pretrained(flow.eval(), run.deck.target, run.deck, read(run.log))
 
 
 def publish(run: Run, name: str, folder: Path = HERE) -> Path:
