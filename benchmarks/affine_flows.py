@@ -35,20 +35,17 @@ def main() -> None:
             "tutorial": (Tutorial(), {"estimator": "reparametrised"}),
             "affine on a spectrum, odd, path gradient": (Affine(z2=True), {"estimator": "path"}),
         }
-        samplers, trained = {}, {}
+        samplers, steps = {}, {}
         for kind, (spec, settings) in trainings.items():
-            flow, steps, spent = train_for(spec, target, args.seconds, **settings)
-            samplers[kind], trained[kind] = (
-                at_fastest_batch(target, flow),
-                f"{steps:,} steps in {spent:.0f} s",
-            )
+            flow, *steps[kind] = train_for(spec, target, args.seconds, **settings)
+            samplers[kind] = at_fastest_batch(target, flow)
         worth = {}
         for (kind, sampler), rate in zip(samplers.items(), speed([*samplers.values()], draws=8192)):
             ess = quality(sampler.flow, target, args.draws)
             worth[kind] = ess.ess * rate
             print(
-                f"{name} {kind}: {trained[kind]}, {sampler.flow.parameter_count()} parameters, {ess}, "
-                f"{rate:.0f} draws/s ({named(sampler)}), ESS x draws/s {worth[kind]:.0f}",
+                f"{name} {kind}: {steps[kind][0]:,} steps in {steps[kind][1]:.0f} s, {sampler.flow.parameter_count()} "
+                f"parameters, {ess}, {rate:.0f} draws/s ({named(sampler)}), ESS x draws/s {worth[kind]:.0f}",
                 flush=True,
             )
         best = max(value for kind, value in worth.items() if kind != ours)
