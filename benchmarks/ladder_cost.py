@@ -4,25 +4,29 @@
 
 The flows are those that come with the library, from `benchmarks.ladder`, and the seconds of their training those of its
 log. One core, seconds of the processor. A flow's independent chi2 per second are its draws per second (at the fastest
-batch, compiled where that is faster) times `var(chi2) / (N error^2)`, the error that of the reweighted mean of N draws;
-HMC, Fourier-accelerated HMC and clusters as in `benchmarks.hmc_cost`. Then, over the points,
+batch, compiled where that is faster) times `var(chi2) / (N error^2)`, the error that of the reweighted mean of N = 16,384
+draws; HMC, Fourier-accelerated HMC and clusters as in `benchmarks.hmc_cost`. A point that was finished is kept in
+`runs/ladder_cost/` and not measured again. Then, over the points,
 
 - `seconds = c L^z`, least squares of the logarithms, with the scatter's error on z;
 - the crossover: at each point, independent chi2 from which the training is paid, where the flow is the faster; and the L
   where the fitted lines of the best flow and of the best chain cross;
-- chi2 and <phi^2> of the better flow beside HMC's and the cluster's, each with a relative error of `--precision` on chi2.
+- chi2 and <phi^2> of the fastest flow beside HMC's and the cluster's, each with a relative error of `--precision` on chi2.
 
 Bars: every pull below 3.
 """
 
 import argparse
+import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from latticeflow.pretrained import load, names
+from latticeflow.files import write_text
+from latticeflow.pretrained import Pretrained, load, names
 from latticeflow.random import Purpose, stream
 from latticeflow.statistics import mean
 from latticeflow.targets import Phi4
@@ -31,7 +35,7 @@ from .common import Bars, fastest_sampler, named, one_thread
 from .hmc_cost import rivals, tuned
 from .ladder import FLOWS, POINTS, library_name
 
-BLOCK = 16384
+BLOCK = 4096
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("points", nargs="*", default=["E1", "E2", "E3", "E4", "E5", "20x20"], metavar="POINT")
@@ -54,46 +58,60 @@ def observables(x: torch.Tensor) -> np.ndarray:
     return torch.stack([x.sum(1).square() / x.shape[1], x.square().mean(1)]).numpy()
 
 
-def reweighted(o: np.ndarray, log_w: np.ndarray) -> list[tuple[float, float]]:
-    """Weighted means of the rows of o and their errors, `error^2 = sum w^2 (o - mean)^2 / (sum w)^2`."""
-    w = np.exp(log_w - log_w.max())
-    values = o @ w / w.sum()
-    errors = np.sqrt((o - values[:, None]) ** 2 @ w**2) / w.sum()
-    return list(zip(values.tolist(), errors.tolist()))
+class Reweighted:
+    """What a flow drew so far: observables `[2, N]` and log-weights `[N]`."""
+
+    def __init__(self, one: Pretrained):
+        self.sampler, self.training = fastest_sampler(one.target, one.flow), one.log[-1]["seconds"]
+        self.parts: list[np.ndarray] = []
+        self.log_w: list[np.ndarray] = []
+        rates = []
+        for _ in range(4):
+            begun = time.process_time()
+            self.more()
+            rates.append(BLOCK / (time.process_time() - begun))
+        self.rate = float(np.median(rates[1:]))
+
+    def more(self) -> None:
+        draws, _ = self.sampler.draw(None, BLOCK, stream(4, Purpose.DRAW, len(self.parts)))
+        self.parts.append(observables(draws.x))
+        self.log_w.append(draws.log_w)
+
+    def row(self) -> Row:
+        """Weighted means and their errors, `error^2 = sum w^2 (o - mean)^2 / (sum w)^2`; what a draw is worth for chi2."""
+        o, log_w = np.concatenate(self.parts, axis=1), np.concatenate(self.log_w)
+        w = np.exp(log_w - log_w.max())
+        values = o @ w / w.sum()
+        squares = (o - values[:, None]) ** 2
+        errors = np.sqrt(squares @ w**2) / w.sum()
+        worth = squares[0] @ w / w.sum() / (o.shape[1] * errors[0] ** 2)
+        found = dict(zip(("chi2", "phi2"), zip(values.tolist(), errors.tolist())))
+        return Row(self.rate * worth, self.training, found)
 
 
-def flow_row(name: str, kind: str, precision: float) -> Row | None:
-    known = library_name(name, kind)
-    if known not in names():
-        return None
-    one = load(known)
-    flow, target = one.flow, one.target
-    sampler, rates = fastest_sampler(target, flow), []
-    for turn in range(4):
-        begun = time.process_time()
-        sampler.draw(None, 4096, stream(3, Purpose.DRAW, turn))
-        rates.append(4096 / (time.process_time() - begun))
-    rate = float(np.median(rates[1:]))
-    parts, weights = [], []
-    for block in range(1000):
-        draws, _ = sampler.draw(None, BLOCK, stream(4, Purpose.DRAW, block))
-        parts.append(observables(draws.x))
-        weights.append(draws.log_w)
-        o, log_w = np.concatenate(parts, axis=1), np.concatenate(weights)
-        (chi2, error), phi2 = reweighted(o, log_w)
-        if block >= 3 and error < precision * chi2:
-            break
-    w = np.exp(log_w - log_w.max())
-    variance = np.average((o[0] - chi2) ** 2, weights=w)
-    independent = rate * variance / (o.shape[1] * error**2)
-    training = one.log[-1]["seconds"]
-    print(
-        f"  {kind:13} {independent:9,.0f} independent chi2/s: {rate:,.0f} draws/s ({named(sampler)}), "
-        f"{variance / (o.shape[1] * error**2):.3f} of a draw; training {training:.0f} s; "
-        f"chi2 {chi2:.4f} +- {error:.4f} from {o.shape[1]:,} draws",
-        flush=True,
-    )
-    return Row(independent, training, {"chi2": (chi2, error), "phi2": phi2})
+def flow_rows(name: str, precision: float) -> dict[str, Row]:
+    """Each flow that the library has for this point; the observables of the fastest to the precision."""
+    known = {kind: wanted for kind in FLOWS if (wanted := library_name(name, kind)) in names()}
+    drawn, rows = {}, {}
+    for kind, wanted in known.items():
+        drawn[kind] = one = Reweighted(load(wanted))
+        rows[kind] = row = one.row()
+        print(
+            f"  {kind:13} {row.independent:9,.0f} independent chi2/s: {one.rate:,.0f} draws/s ({named(one.sampler)}), "
+            f"{row.independent / one.rate:.3f} of a draw; training {row.training:.0f} s",
+            flush=True,
+        )
+    if rows:
+        best = max(rows, key=lambda kind: rows[kind].independent)
+        row = rows[best]
+        while row.values["chi2"][1] > precision * row.values["chi2"][0]:
+            drawn[best].more()
+            row = drawn[best].row()
+        rows[best] = Row(rows[best].independent, row.training, row.values)
+        print(
+            f"  {best} from {BLOCK * len(drawn[best].parts):,} draws: chi2 {row.values['chi2']}", flush=True
+        )
+    return rows
 
 
 def chain_row(name: str, target: Phi4, spec, precision: float, steps: int) -> Row:
@@ -109,6 +127,40 @@ def chain_row(name: str, target: Phi4, spec, precision: float, steps: int) -> Ro
                 break
     values = {"chi2": (chi2.value, chi2.error), "phi2": (phi2.value, phi2.error)}
     return Row(best.independent, start, values)
+
+
+def measured(name: str, precision: float, steps: int) -> dict[str, Row]:
+    """All methods at a point, from `runs/ladder_cost/NAME.json` where that is there."""
+    path = Path("runs/ladder_cost") / f"{name}_{precision:g}_{steps}.json"
+    if path.is_file():
+        print(f"  measured before: {path}")
+        return {kind: Row(**row) for kind, row in json.loads(path.read_text(encoding="utf-8")).items()}
+    target = Phi4(shape=POINTS[name].shape, m2=-4.0, lam=POINTS[name].lam)
+    rows = flow_rows(name, precision)
+    rows |= {kind: chain_row(kind, target, spec, precision, steps) for kind, spec in rivals().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({kind: asdict(row) for kind, row in rows.items()}, indent=1))
+    return rows
+
+
+def compare(bars: Bars, name: str, rows: dict[str, Row]) -> None:
+    """The fastest flow beside the chains: observables, and what its training costs."""
+    flows, chains = (
+        {k: row for k, row in rows.items() if (k in FLOWS) == is_flow} for is_flow in (True, False)
+    )
+    if not flows:
+        return
+    kind, rival = (max(some, key=lambda kind: some[kind].independent) for some in (flows, chains))
+    for other, row in chains.items():
+        for observable, (value, error) in row.values.items():
+            mine, my_error = flows[kind].values[observable]
+            pull = abs(value - mine) / (error**2 + my_error**2) ** 0.5
+            bars.at_most(f"{name} {observable}, {kind} flow and {other}: difference in sigma", pull, 3)
+    flow, chain = flows[kind], chains[rival]
+    print(f"  {kind} flow over {rival}, the fastest chain: {flow.independent / chain.independent:.2f}")
+    gain = 1 / chain.independent - 1 / flow.independent
+    if gain > 0:
+        print(f"  its training is paid from {flow.training / gain:,.0f} independent chi2 on")
 
 
 def slope(sides: list[int], seconds: list[float]) -> tuple[float, float, float]:
@@ -128,31 +180,9 @@ def main() -> None:
     one_thread()
     bars, table = Bars(), {}
     for name in args.points:
-        point = POINTS[name]
-        target = Phi4(shape=point.shape, m2=-4.0, lam=point.lam)
-        print(f"{name}: {'x'.join(map(str, point.shape))}, lam = {point.lam}", flush=True)
-        flows = {kind: row for kind in FLOWS if (row := flow_row(name, kind, args.precision))}
-        chains = {
-            kind: chain_row(kind, target, spec, args.precision, args.steps) for kind, spec in rivals().items()
-        }
-        table[name] = {**flows, **chains}
-        if not flows:
-            continue
-        kind = max(flows, key=lambda kind: flows[kind].independent)
-        flow = flows[kind]
-        for rival, row in chains.items():
-            for observable, (value, error) in row.values.items():
-                mine, my_error = flow.values[observable]
-                pull = abs(value - mine) / (error**2 + my_error**2) ** 0.5
-                bars.at_most(f"{name} {observable}, {kind} flow and {rival}: difference in sigma", pull, 3)
-        rival = max(chains, key=lambda kind: chains[kind].independent)
-        gain = 1 / chains[rival].independent - 1 / flow.independent
-        if gain > 0:
-            print(f"  training is paid from {flow.training / gain:,.0f} independent chi2 on, against {rival}")
-        else:
-            print(
-                f"  the {kind} flow does not pay: {rival} is {chains[rival].independent / flow.independent:.1f} times faster"
-            )
+        print(f"{name}: {'x'.join(map(str, POINTS[name].shape))}, lam = {POINTS[name].lam}", flush=True)
+        table[name] = rows = measured(name, args.precision, args.steps)
+        compare(bars, name, rows)
     fits = {}
     for kind in (*FLOWS, *rivals()):
         rows = {POINTS[name].shape[0]: row[kind] for name, row in table.items() if kind in row}
