@@ -1,4 +1,4 @@
-"""Trained flows that come with the library, by name: `load("phi4_20x20")`.
+"""Trained flows that come with the library, by name: `load("phi4_14x14_E5")`.
 
 Each is a small run folder beside this file: `deck.toml`, the log of its training, and one checkpoint without the optimiser.
 `python -m benchmarks.publish RUN NAME` makes one from a run.
