@@ -13,7 +13,7 @@ import argparse
 from latticeflow.flows import Affine, Split, Tutorial
 from latticeflow.targets import Phi4
 
-from .common import Bars, at_fastest_batch, named, one_thread, quality, speed, train_for
+from .common import SOAP, Bars, at_fastest_batch, named, one_thread, quality, speed, train_for
 from .ladder import POINTS
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,7 +33,7 @@ def main() -> None:
         target = Phi4(shape=point.shape, m2=-4.0, lam=point.lam)
         ours = f"split, {point.few} layers"
         trainings = {
-            ours: (Split(layers=point.few), {"optimizer": "soap", "lr": 5e-3, "warmup": 50}),
+            ours: (Split(layers=point.few), SOAP),
             "tutorial": (Tutorial(), {"estimator": "reparametrised"}),
             "affine on a spectrum, odd, path gradient": (Affine(z2=True), {"estimator": "path"}),
         }

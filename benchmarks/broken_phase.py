@@ -113,7 +113,7 @@ def main() -> None:
     print(f"HMC from hot starts: {up:.3f} of {MANY} chains in the upper well")
 
     settings = dict(batch=((0.0, 64), (0.7, 256)), estimator="path")
-    split, steps, spent = train_for(Split(base="mean_field"), target, args.seconds, **settings)
+    split, steps, spent = train_for(Split(layers=9, base="mean_field"), target, args.seconds, **settings)
     print(
         f"split flow, mean-field base: {split.parameter_count():,} parameters, {steps} steps in {spent:.0f} s"
     )

@@ -15,6 +15,8 @@ from latticeflow.statistics.weights import WeightSummary
 from latticeflow.targets import LatticeTarget
 from latticeflow.training import TrainSettings, evaluate, train
 
+SOAP = {"optimizer": "soap", "lr": 5e-3, "warmup": 50}  # settings of the split flow's trainings
+
 
 def train_for(spec: FlowSpec, target: LatticeTarget, seconds: float, seed: int = 1, **settings):
     """Train `spec` for about `seconds`: a probe of 40 steps measures the rate, which fixes the number of steps.

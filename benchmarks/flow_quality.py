@@ -14,7 +14,7 @@ from latticeflow.samplers import FlowSampler
 from latticeflow.statistics import bracket
 from latticeflow.targets import Phi4
 
-from .common import Bars, one_thread, quality, speed, train_for
+from .common import SOAP, Bars, one_thread, quality, speed, train_for
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--seconds", type=float, default=90)
@@ -30,7 +30,7 @@ def main() -> None:
     target = Phi4(shape=(8, 8), m2=-4.0, lam=8.0)
     notebook = dict(lr=1e-3, warmup=0, decay="constant", clip=1e9, estimator="reparametrised", batch=64)
     cases = {
-        "split": (Split(), dict(batch=((0.0, 64), (0.7, 256)), estimator="path")),
+        "split": (Split(), SOAP),
         NOTEBOOK: (Tutorial(), notebook),
         "tutorial, trained by this package's loop": (Tutorial(), dict(estimator="reparametrised")),
     }

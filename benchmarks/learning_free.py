@@ -26,7 +26,7 @@ from latticeflow.statistics.weights import summarise_weights
 from latticeflow.targets import Phi4
 from latticeflow.training.checkpoint import load_flow
 
-from .common import one_thread, train_for
+from .common import SOAP, one_thread, train_for
 
 POINTS = {"8x8": 6.008, "14x14": 5.113, "20x20": 4.807}
 STEPS = (8, 16, 32, 64, 128, 256)
@@ -98,8 +98,11 @@ def trained(target: Phi4, seconds: float, draws: int, runs: list[Path]) -> list[
             flow = load_flow(run.weights, run.deck)[0].float().eval()
             lines.append(measure(f"{run.deck.flow.kind}, {path.name}", FlowSampler(target, flow), draws))
     if seconds:
-        for name, spec in (("split flow", Split()), ("stochastic flow, 2 blocks", Stochastic())):
-            flow, steps, spent = train_for(spec, target, seconds, batch=BATCH)
+        for name, spec, settings in (
+            ("split flow", Split(), SOAP),
+            ("stochastic flow, 2 blocks", Stochastic(), {"batch": BATCH}),
+        ):
+            flow, steps, spent = train_for(spec, target, seconds, **settings)
             lines.append(measure(f"{name}, {steps} steps", FlowSampler(target, flow.eval()), draws, spent))
     return lines
 

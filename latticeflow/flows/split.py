@@ -320,10 +320,10 @@ class SplitLayer(Layer):
 class Split(FlowSpec):
     """The split flow (an own design). `sines` = F harmonics of one frequency in the kernels, `site_sines` = S in the
     site-wise map and `psi_sines` = P <= F in its dependence on psi, `modes` cosines in time. Sides must be even. The
-    number of parameters does not grow with `layers`.
+    number of parameters does not grow with `layers`; more of them raise the ESS, few are worth most per second.
     """
 
-    layers: int = Field(9, gt=0)
+    layers: int = Field(4, gt=0)
     sines: int = Field(4, ge=1)
     site_sines: int = Field(4, ge=1)
     psi_sines: int = Field(2, ge=0)
