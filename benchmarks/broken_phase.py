@@ -25,7 +25,7 @@ from latticeflow.samplers import FlowSampler, HMCSpec
 from latticeflow.statistics import bracket, forward_weights, jackknife, summarise_weights
 from latticeflow.targets import Phi4
 
-from .common import Bars, one_thread, train_for
+from .common import SOAP, Bars, one_thread, train_for
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--lam", type=float, default=2.5)
@@ -112,8 +112,7 @@ def main() -> None:
     up = float((magnetisation(x[:, -1]) > 0).mean())
     print(f"HMC from hot starts: {up:.3f} of {MANY} chains in the upper well")
 
-    settings = dict(batch=((0.0, 64), (0.7, 256)), estimator="path")
-    split, steps, spent = train_for(Split(layers=9, base="mean_field"), target, args.seconds, **settings)
+    split, steps, spent = train_for(Split(base="mean_field"), target, args.seconds, **SOAP)
     print(
         f"split flow, mean-field base: {split.parameter_count():,} parameters, {steps} steps in {spent:.0f} s"
     )
@@ -125,7 +124,9 @@ def main() -> None:
     bars_of_agreement(bars, "split", found)
     bars.at_most("split: |<|m|> flow - HMC| / sigma", abs(more["pull"]), 3)
 
-    affine, steps, spent = train_for(Affine(layers=8), target, args.seconds, **settings)
+    affine, steps, spent = train_for(
+        Affine(layers=8), target, args.seconds, batch=((0.0, 64), (0.7, 256)), estimator="path"
+    )
     print(f"affine flow: {affine.parameter_count():,} parameters, {steps} steps in {spent:.0f} s")
     found, more = look("affine", affine, target, x, args.draws)
     bars.at_least("affine: share of one well", max(more["up"], 1 - more["up"]), 0.999)
