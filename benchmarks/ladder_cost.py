@@ -144,23 +144,23 @@ def measured(name: str, precision: float, steps: int) -> dict[str, Row]:
 
 
 def compare(bars: Bars, name: str, rows: dict[str, Row]) -> None:
-    """The fastest flow beside the chains: observables, and what its training costs."""
-    flows, chains = (
-        {k: row for k, row in rows.items() if (k in FLOWS) == is_flow} for is_flow in (True, False)
-    )
+    """The fastest flow beside each chain: observables, and from how many independent chi2 on its training is paid."""
+    flows = {kind: row for kind, row in rows.items() if kind in FLOWS}
     if not flows:
         return
-    kind, rival = (max(some, key=lambda kind: some[kind].independent) for some in (flows, chains))
-    for other, row in chains.items():
-        for observable, (value, error) in row.values.items():
-            mine, my_error = flows[kind].values[observable]
+    kind = max(flows, key=lambda kind: flows[kind].independent)
+    flow = flows[kind]
+    for other in rivals():
+        chain = rows[other]
+        for observable, (value, error) in chain.values.items():
+            mine, my_error = flow.values[observable]
             pull = abs(value - mine) / (error**2 + my_error**2) ** 0.5
             bars.at_most(f"{name} {observable}, {kind} flow and {other}: difference in sigma", pull, 3)
-    flow, chain = flows[kind], chains[rival]
-    print(f"  {kind} flow over {rival}, the fastest chain: {flow.independent / chain.independent:.2f}")
-    gain = 1 / chain.independent - 1 / flow.independent
-    if gain > 0:
-        print(f"  its training is paid from {flow.training / gain:,.0f} independent chi2 on")
+        gain = 1 / chain.independent - 1 / flow.independent
+        paid = f"its training is paid from {flow.training / gain:,.0f} on" if gain > 0 else "it does not pay"
+        print(
+            f"  {kind} flow over {other}: {flow.independent / chain.independent:.2f} independent chi2/s; {paid}"
+        )
 
 
 def slope(sides: list[int], seconds: list[float]) -> tuple[float, float, float]:
