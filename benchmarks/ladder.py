@@ -50,7 +50,7 @@ POINTS = {
     "E5": Point((14, 14), 5.113, 20, 4500, 12, 4, {"continuous": 0.96, "split": 0.90}),
     "20x20": Point((20, 20), 4.807, 60, 5000, 14, 5, {"continuous": 0.90, "split": 0.75}),
     "32x32": Point((32, 32), 4.572, 90, 3000, 14, 6, {}),
-    "64x64": Point((64, 64), 4.398, 90, 2000, 14, 6, {}),
+    "64x64": Point((64, 64), 4.398, 90, 400, 14, 6, {}),
     "8x8x8": Point((8, 8, 8), 9.2, 20, 2000, 9, 3, {}),  # xi = 1.98 by HMC
 }
 FLOWS = ("continuous", "split", "fast")
@@ -92,13 +92,13 @@ def deck(name: str, flow: str, share: float) -> Deck:
         "batch": 64,
         "compile": True,
         "evaluate_every": max(10, steps // 5),
-        "checkpoint_every": 100,
+        "evaluate_draws": 2048 if name == "64x64" else 16384,
+        "checkpoint_every": 20 if name == "64x64" else 100,
     }
     if name in WALKED:
         smaller = [POINTS[one] for one in WALKED[name]]
-        first = [
-            {"target": {"shape": list(one.shape), "lam": one.lam}, "steps": steps // 2} for one in smaller
-        ]
+        earlier = max(10, int(share * max(1500, point.steps // 2)))
+        first = [{"target": {"shape": list(one.shape), "lam": one.lam}, "steps": earlier} for one in smaller]
         train["stage"] = [*first, {"warmup": 100}]
     return Deck.parse(
         {
