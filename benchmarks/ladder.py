@@ -99,7 +99,8 @@ def deck(name: str, flow: str, share: float) -> Deck:
         smaller = [POINTS[one] for one in WALKED[name]]
         earlier = max(10, int(share * max(1500, point.steps // 2)))
         first = [{"target": {"shape": list(one.shape), "lam": one.lam}, "steps": earlier} for one in smaller]
-        train["stage"] = [*first, {"warmup": 100}]
+        last = {"warmup": 100, "lr": 1e-3} if name == "64x64" else {"warmup": 100}  # 5e-3 diverges there
+        train["stage"] = [*first, last]
     return Deck.parse(
         {
             "name": f"ladder_{name}_{flow}" + (f"_{share:g}" if share != 1 else ""),
