@@ -6,7 +6,7 @@ The flows are those that come with the library, from `benchmarks.ladder`, and th
 log. One core, seconds of the processor. A flow's independent chi2 per second are its draws per second (at the fastest
 batch, compiled where that is faster) times `var(chi2) / (N error^2)`, the error that of the reweighted mean of N = 16,384
 draws; HMC, Fourier-accelerated HMC and clusters as in `benchmarks.hmc_cost`. A point that was finished is kept in
-`runs/ladder_cost/` and not measured again. Then, over the points,
+`runs/ladder_cost/` and not measured again until its file is removed. Then, over the points,
 
 - `seconds = c L^z`, least squares of the logarithms, with the scatter's error on z;
 - the crossover: at each point, independent chi2 from which the training is paid, where the flow is the faster; and the L
@@ -130,7 +130,7 @@ def chain_row(name: str, target: Phi4, spec, precision: float, steps: int) -> Ro
 
 
 def measured(name: str, precision: float, steps: int) -> dict[str, Row]:
-    """All methods at a point, from `runs/ladder_cost/NAME.json` where that is there."""
+    """All methods at a point, from the file of an earlier run with the same arguments where that is there."""
     path = Path("runs/ladder_cost") / f"{name}_{precision:g}_{steps}.json"
     if path.is_file():
         print(f"  measured before: {path}")
