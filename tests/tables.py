@@ -7,7 +7,7 @@ from latticeflow.flows import Affine, AffineCoupling, Continuous, Split, SplitLa
 from latticeflow.flows.networks import conv_net
 from latticeflow.lattice import Lattice
 from latticeflow.random import Purpose, stream
-from latticeflow.targets import FreeField, Phi4
+from latticeflow.targets import FreeField, Phi4, Wilson
 from latticeflow.transforms.harmonic import HarmonicMap, harmonic_inverse
 
 TARGETS = {
@@ -23,7 +23,16 @@ TARGETS = {
         FreeField(shape=(4, 6), m2=1.0),
         FreeField(shape=(2, 3, 4, 2), m2=2.0),
     ],
+    "wilson": [
+        Wilson(shape=(4, 6), group="u1", beta=2.0),
+        Wilson(shape=(2, 3, 4), group="u1", beta=1.3),
+        Wilson(shape=(3, 4), group="su2", beta=2.2),
+        Wilson(shape=(2, 2, 3, 2), group="su2", beta=1.0),
+        Wilson(shape=(3, 3), group="su3", beta=6.0),
+        Wilson(shape=(2, 3, 2, 2), group="su3", beta=5.5),
+    ],
 }
+SCALARS = ("phi4", "free")
 
 FLOWS = {
     "split": [

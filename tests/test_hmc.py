@@ -365,9 +365,9 @@ def test_stuck_chains_raise():
         spec.build(Phi4(shape=(4, 4), m2=-4.0, lam=8.0)).start(0, stream(1, Purpose.START, 0))
 
 
-class OnCircles(Gaussian):
+class InABox(Gaussian):
     kind: ClassVar[str] = "circles"
-    measure: ClassVar[str] = "haar"
+    measure: ClassVar[str] = "hypercube"
 
 
 def test_bad_input():
@@ -379,8 +379,8 @@ def test_bad_input():
         HMCSpec(chain=4)
     with pytest.raises(InputError, match="integrator"):
         HMCSpec(integrator="euler")
-    with pytest.raises(InputError, match="measure 'haar'"):
-        HMCSpec().build(OnCircles())
+    with pytest.raises(InputError, match="measure 'hypercube'"):
+        HMCSpec().build(InABox())
     with pytest.raises(InputError, match="unknown integrator 'euler'"):
         check_reversibility(SQUARE, torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), 0.1, 1, "euler")
     sampler = samplers.find("hmc")(chains=8, block=8, thermalisation=100).build(SQUARE)

@@ -185,8 +185,8 @@ def test_resume_equals_one_longer_run():
     np.testing.assert_array_equal(whole.x[-8:].numpy(), end["x"])
 
 
-class OnCircles(Phi4):
-    measure: ClassVar[str] = "haar"
+class InABox(Phi4):
+    measure: ClassVar[str] = "hypercube"
 
 
 class Overflows(Flow):
@@ -197,8 +197,8 @@ class Overflows(Flow):
 def test_refuses():
     with pytest.raises(InputError, match="train one first"):
         HybridSpec().build(SQUARE)
-    with pytest.raises(InputError, match=r"hybrid: target 'phi4' has the measure 'haar'"):
-        HybridSpec().build(OnCircles(shape=(2, 2), m2=1.0, lam=1.0), gaussian(SQUARE, 1.0))
+    with pytest.raises(InputError, match=r"hybrid: target 'phi4' has the measure 'hypercube'"):
+        HybridSpec().build(InABox(shape=(2, 2), m2=1.0, lam=1.0), gaussian(SQUARE, 1.0))
     with pytest.raises(InputError, match="shapes must agree"):
         HybridSpec().build(Phi4(shape=(4, 2), m2=1.0, lam=1.0), gaussian(SQUARE, 1.0))
     with pytest.raises(InputError, match="hybrid: block = 100 is not a multiple of chains = 64"):

@@ -4,12 +4,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from tables import TARGETS, field, rng
+from tables import SCALARS, TARGETS, field, rng
 
 from latticeflow.errors import InputError
 from latticeflow.targets import FreeField, Phi4, targets
 
-ALL = [pytest.param(t, id=f"{t.kind}-{t.shape}") for row in TARGETS.values() for t in row]
+ALL = [pytest.param(t, id=f"{t.kind}-{t.shape}") for kind in SCALARS for t in TARGETS[kind]]
 
 
 def test_every_registered_target_has_a_row():

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..flows.conditional import ConditionalFlow, Point
 from ..observables import Derived, Primary, measure, observables
+from ..precision import double
 from ..random import Purpose, stream
 from ..samplers import FlowSampler
 from ..samplers.density import SOLVED
@@ -93,7 +94,7 @@ def log_weights(nodes: Nodes, point: Point) -> np.ndarray:
     """`log w(x; g)` of all draws at couplings `point`, float64 `[n, K]`."""
     target = nodes.target.at(**point)
     pieces = nodes.x.flatten(0, 1).split(4096)
-    log_p = torch.cat([target.log_prob(piece.double()) for piece in pieces])
+    log_p = torch.cat([target.log_prob(double(piece)) for piece in pieces])
     return log_p.cpu().numpy().reshape(nodes.log_q.shape) - nodes.log_q
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..precision import double
 from ..run import Run
 from ..samplers import Sampler
 from ..statistics import ForwardSummary, WeightSummary, bracket, forward_weights
@@ -92,7 +93,7 @@ def log_weights_at(sampler: Sampler, x: Tensor) -> np.ndarray:
 
     Raises `InputError` for a sampler without a density at any x.
     """
-    x = x.double()
+    x = double(x)
     return sampler.target.log_prob(x).cpu().numpy() - sampler.log_q(x).cpu().numpy()
 
 

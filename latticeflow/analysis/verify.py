@@ -20,6 +20,7 @@ from ..console import console
 from ..errors import InputError, LatticeflowError, StoreError
 from ..flows.conditional import member
 from ..observables import measure
+from ..precision import double
 from ..production.device import bind_device
 from ..production.ranks import Ranks
 from ..run import Run
@@ -260,7 +261,7 @@ class _Check:
             return None
         stored = data["log_prob"][self.ensemble.kept_rows]
         with torch.no_grad():
-            s = self.sampler.target.log_prob(torch.from_numpy(data["x"]).double()).cpu().numpy()
+            s = self.sampler.target.log_prob(double(torch.from_numpy(data["x"]))).cpu().numpy()
         error = _distance(s, stored)
         self.found.s_error = _larger(self.found.s_error, float(error.max(initial=0.0)))
         return _worst("S", stored, error, ROUNDING * (1 + np.abs(stored)))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..precision import double
 from ..targets import Target
 
 # Sites measured in one piece: bounds the memory of float64 copies and shifts (some 100 MB).
@@ -129,7 +130,7 @@ def measure(target: Target, x: Tensor | np.ndarray, *names: str) -> dict[str, np
         )
     piece = max(1, _PIECE // max(1, int(np.prod(target.event_shape))))
     parts = [
-        {one.name: one.of(target, part.double()).cpu().numpy() for one in chosen} for part in x.split(piece)
+        {one.name: one.of(target, double(part)).cpu().numpy() for one in chosen} for part in x.split(piece)
     ]
     return {one.name: np.concatenate([part[one.name] for part in parts]) for one in chosen}
 

@@ -25,9 +25,10 @@ from pydantic import Field
 
 from ..errors import InputError
 from ..flows.bridge import Bridge, Pilot, Walkers, linear, move, pilot
+from ..precision import DTYPES, double
 from ..random import Purpose, stream
 from ..targets import Target
-from .base import DTYPES, Draws, Sampler, SamplerSpec, State, samplers
+from .base import Draws, Sampler, SamplerSpec, State, samplers
 
 
 @samplers.add("annealed")
@@ -105,7 +106,7 @@ class Annealed(Sampler):
         x = torch.cat([part[0] for part in parts]).view(n, *self.target.event_shape)
         sizes = [len(part[0]) for part in parts]
         acceptance, ess = (np.average([part[i] for part in parts], axis=0, weights=sizes) for i in (2, 3))
-        log_prob = self.target.log_prob(x.double()).numpy()
+        log_prob = self.target.log_prob(double(x)).numpy()
         info = {"b": self.path[0], "acceptance": acceptance, "ess": ess}
         return Draws(x, log_prob, np.concatenate([part[1] for part in parts]), info), None
 

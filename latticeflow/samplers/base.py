@@ -119,4 +119,3 @@ class SamplerSpec(Spec):
 
 
 samplers: Registry[SamplerSpec] = Registry("sampler")
-DTYPES = {"float32": torch.float32, "float64": torch.float64}

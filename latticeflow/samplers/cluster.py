@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..lattice import Lattice
+from ..precision import double
 from ..targets import FreeField, LatticeTarget, Phi4, Target
 from .base import samplers
 from .fourier import FourierMass
@@ -36,7 +37,7 @@ class ClusterSpec(HMCSpec):
                 f"cluster: target '{target.kind}' is not known to be the kinetic term and an even function of each "
                 "site, as embedded clusters need; expected phi4 or free. Use hmc"
             )
-        self.require_flat(target)
+        self.require_unbounded(target)
         return Cluster(target, self, device)
 
 
@@ -75,7 +76,7 @@ class Cluster(HMC):
     ) -> Update:
         """(a) and (b). `log_prob` is not needed: that of the flipped x is computed anew."""
         x = self.flip(x, rng)
-        return super().update(x, self.target.log_prob(x.double()), rng, step, n_steps, mass)
+        return super().update(x, self.target.log_prob(double(x)), rng, step, n_steps, mass)
 
     def flip(self, x: Tensor, rng: np.random.Generator) -> Tensor:
         """(a): a new x, with the signs of clusters changed."""

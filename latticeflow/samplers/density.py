@@ -7,7 +7,8 @@ import torch
 
 from ..errors import NumericalError
 from ..flows import Flow
-from .base import DTYPES, Draws, Sampler
+from ..precision import DTYPES, double
+from .base import Draws, Sampler
 
 # Largest |log w - log w recomputed| of trained flows (split, affine, tutorial; 6 to 1024 sites), found: 8 to 24
 # eps sqrt(V) in float32, 15 to 64 in float64. An edited field, or a flow that amplifies rounding, is far beyond this.
@@ -29,7 +30,7 @@ def log_w_error(sampler: Sampler, x: np.ndarray, log_w: np.ndarray) -> np.ndarra
 
     A weight of zero (log_w = -inf) is right where it is zero again.
     """
-    fields = torch.as_tensor(x).double()
+    fields = double(torch.as_tensor(x))
     with torch.no_grad():
         found = sampler.target.log_prob(fields).cpu().numpy() - sampler.log_q(fields).cpu().numpy()
     with np.errstate(invalid="ignore"):

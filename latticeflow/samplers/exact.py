@@ -8,8 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ..errors import InputError
+from ..precision import DTYPES, double
 from ..targets import Target
-from .base import DTYPES, Draws, Sampler, SamplerSpec, State, samplers
+from .base import Draws, Sampler, SamplerSpec, State, samplers
 
 
 class ExactSampler(Sampler):
@@ -31,12 +32,12 @@ class ExactSampler(Sampler):
         if n < 1:
             raise InputError(f"exact: {n} draws; expected at least 1")
         x = self.target.sample(n, rng, dtype=self.dtype, device=self.device)
-        log_prob = self.target.log_prob(x.double()).cpu().numpy()
+        log_prob = self.target.log_prob(double(x)).cpu().numpy()
         return Draws(x.cpu(), log_prob, np.full(n, self.target.log_z)), None
 
     @torch.no_grad()
     def log_q(self, x: Tensor) -> Tensor:
-        return self.target.log_prob(x.double()) - self.target.log_z
+        return self.target.log_prob(double(x)) - self.target.log_z
 
 
 @samplers.add("exact")

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..flows import Flow
+from ..precision import DTYPES, double
 from ..random import Purpose, stream
 from ..targets import Target
-from .base import DTYPES, Draws, Sampler, SamplerSpec, State, samplers
+from .base import Draws, Sampler, SamplerSpec, State, samplers
 from .density import check_solver
 
 BATCH = 1024
@@ -57,7 +58,8 @@ class FlowSampler(Sampler):
 
     def check_solver(self, draws: Draws, n: int) -> float:
         """`density.check_solver` on the first n of own draws."""
-        x = draws.x[:n].to(self.flow.base.like)
+        own = self.target.field_dtype(self.flow.dtype)
+        x = draws.x[:n].to(self.flow.base.like.device, own)
         log_w = draws.log_prob if draws.log_w is None else draws.log_w
         log_q = torch.from_numpy(draws.log_prob - log_w)[:n].to(x.device)
         pairs = zip(x.split(self.batch), log_q.split(self.batch))
@@ -73,7 +75,7 @@ class FlowSampler(Sampler):
         parts = []
         for start in range(0, n, self.batch):
             x, log_q = self.flow.sample(min(self.batch, n - start), rng)
-            log_prob = self.target.log_prob(x.double())
+            log_prob = self.target.log_prob(double(x))
             parts.append((x.cpu(), log_prob.cpu().numpy(), (log_prob - log_q).cpu().numpy()))
         x, log_prob, log_w = zip(*parts)
         return Draws(torch.cat(x), np.concatenate(log_prob), np.concatenate(log_w)), None
@@ -81,7 +83,7 @@ class FlowSampler(Sampler):
     @torch.no_grad()
     def log_q(self, x: Tensor) -> Tensor:
         flow = self._in_float64
-        parts = x.to(flow.base.like.device, torch.float64).split(self.batch)
+        parts = double(x).to(flow.base.like.device).split(self.batch)
         return torch.cat([flow.log_prob(part) for part in parts])
 
 

@@ -10,16 +10,13 @@ from pydantic import Field
 from torch import Tensor
 
 from ..errors import InputError, StatisticsError
+from ..precision import DTYPES, double
 from ..random import normal
 from ..targets import LatticeTarget, Target
-from .base import DTYPES, Draws, Sampler, SamplerSpec, State, samplers
+from .base import Draws, Sampler, SamplerSpec, State, samplers
 from .fourier import FourierMass
 from .integrators import check_reversibility, hamiltonian, rounding_bound, trajectory
 from .tuning import Tuning
-
-# Width of the start. Narrow on purpose: a hot start has forces far beyond equilibrium's, and single chains
-# then stay stuck for long while the mean acceptance looks well.
-START = 0.1
 
 
 @samplers.add("hmc")
@@ -75,15 +72,15 @@ class HMCSpec(SamplerSpec):
             )
 
     def build(self, target: Target, flow: Any = None, device: str = "cpu") -> "HMC":
-        """The sampler. Raises `InputError` for a target that is not on flat, unbounded space."""
-        self.require_flat(target)
+        """The sampler. Raises `InputError` for a target on a space with bounds."""
+        self.require_unbounded(target)
         return HMC(target, self, device)
 
-    def require_flat(self, target: Target) -> None:
-        if target.measure != "lebesgue":
+    def require_unbounded(self, target: Target) -> None:
+        if target.measure not in ("lebesgue", "haar"):
             raise InputError(
                 f"{self.kind}: target '{target.kind}' has the measure '{target.measure}'; HMC moves on flat, "
-                "unbounded space (measure 'lebesgue')"
+                "unbounded space ('lebesgue') or on a group ('haar')"
             )
         if self.acceleration and not (
             isinstance(target, LatticeTarget) and target.event_shape == target.shape
@@ -136,14 +133,14 @@ class HMC(Sampler):
         self.target, self.spec, self.device = target, spec, device
         self.chains = spec.chains
         self.dtype = DTYPES[spec.precision]
+        self.field_dtype = target.field_dtype(self.dtype)
         self.thin = spec.thin
 
     def start(self, stream: int, rng: np.random.Generator) -> State:
         """A thermalised, tuned state. Raises `StatisticsError` where a chain stays stuck or does not come back."""
         spec = self.spec
         with torch.no_grad():
-            shape = (self.chains, *self.target.event_shape)
-            x = START * normal(rng, shape, dtype=self.dtype, device=self.device)
+            x = self.target.start(self.noise(rng))
             chains = Tuning(self, x, rng)
             if spec.step is None or spec.length is None:
                 step, n_steps = chains.tune()
@@ -163,6 +160,11 @@ class HMC(Sampler):
             **checked,
         }
 
+    def noise(self, rng: np.random.Generator) -> Tensor:
+        """White noise for the momenta of all chains."""
+        shape = (self.chains, *self.target.momentum_shape)
+        return normal(rng, shape, dtype=self.dtype, device=self.device)
+
     def mass(self, fourier_mass: Any) -> FourierMass | None:
         """The mass matrix of one of the tuned masses or of the state's; None without acceleration."""
         if self.spec.acceleration is None:
@@ -173,7 +175,7 @@ class HMC(Sampler):
         """There and back from every chain's x. Raises `StatisticsError` beyond `rounding_bound`."""
         x = chains.x
         # momenta from a copy of the generator: nothing that is drawn later depends on the check
-        p = normal(copy.deepcopy(rng), x.shape, dtype=self.dtype, device=self.device)
+        p = self.noise(copy.deepcopy(rng))
         dx, dh = check_reversibility(self.target, x, p, step, n_steps, self.spec.integrator, chains.mass)
         bound = rounding_bound(x, p, n_steps, self.spec.integrator)
         if not dx <= bound:  # NaN is no rounding either
@@ -189,7 +191,7 @@ class HMC(Sampler):
         """n configurations, n a multiple of `chains`: draw i is step i // chains of chain i % chains."""
         state = self.require_state(state, n)
         steps = n // self.chains
-        xs = torch.empty((steps, *state["x"].shape), dtype=self.dtype)
+        xs = torch.empty((steps, *state["x"].shape), dtype=self.field_dtype)
         log_probs = np.empty((steps, self.chains))
         info = {name: np.zeros(steps) for name in ("acceptance", "exp_minus_dh", "smallest_acceptance")}
         accepted = state["accepted"].copy()
@@ -197,7 +199,7 @@ class HMC(Sampler):
         step, n_steps = float(state["step"]), int(state["n_steps"])
         mass = self.mass(state.get("fourier_mass"))
         with torch.no_grad():
-            x = torch.from_numpy(state["x"]).to(self.device, self.dtype)
+            x = torch.from_numpy(state["x"]).to(self.device, self.field_dtype)
             log_prob = torch.from_numpy(state["log_prob"]).to(self.device)
             for i in range(steps):
                 for _ in range(self.thin):
@@ -235,12 +237,12 @@ class HMC(Sampler):
     ) -> Update:
         """One trajectory of every chain and its accept/reject. `log_prob`: float64 `[chains]`, that of x."""
         step *= 1 + self.spec.jitter * (2 * rng.random() - 1)
-        p = normal(rng, x.shape, dtype=self.dtype, device=self.device)
+        p = self.noise(rng)
         u = torch.from_numpy(rng.random(self.chains)).to(self.device)
         v = p if mass is None else mass.velocity(p)
         y, q = trajectory(self.target, x, v, step, n_steps, self.spec.integrator, mass)
         q = q if mass is None else mass.white(q)
-        new = self.target.log_prob(y.double())
+        new = self.target.log_prob(double(y))
         dh = hamiltonian(new, q) - hamiltonian(log_prob, p)
         ok = accept(dh, u)
         return Update(

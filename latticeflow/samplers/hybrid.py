@@ -9,6 +9,7 @@ from pydantic import Field
 
 from ..errors import InputError, NumericalError
 from ..flows import Flow
+from ..precision import double
 from ..targets import Target
 from .base import Draws, State, samplers
 from .density import CHECKED, check_solver
@@ -31,7 +32,7 @@ class HybridSpec(HMCSpec):
         """The sampler. Raises `InputError` without a flow, for one without a density at given x (a stochastic flow), or for
         another shape or measure of the target.
         """
-        self.require_flat(target)
+        self.require_unbounded(target)
         if flow is None:
             raise InputError(
                 "the hybrid sampler needs a trained flow: train one first (latticeflow train DECK)"
@@ -118,13 +119,13 @@ class Hybrid(HMC):
         Raises `NumericalError` where log w of a proposal or of a chain's x is NaN or +inf.
         """
         x = torch.from_numpy(state["x"]).to(self.device)
-        log_q = self.flow.log_prob(x.double()).cpu().numpy()
+        log_q = self.flow.log_prob(double(x)).cpu().numpy()
         y, own_log_q = self.flow.sample(self.chains, rng)
         if self.dtype != torch.float64:
             y = y.to(self.dtype)
-            own_log_q = self.flow.log_prob(y.double())
+            own_log_q = self.flow.log_prob(double(y))
         new_log_q = own_log_q.cpu().numpy()
-        new_log_prob = self.target.log_prob(y.double()).cpu().numpy()
+        new_log_prob = self.target.log_prob(double(y)).cpu().numpy()
         bad, new_bad = _unsound(state["log_prob"] - log_q), _unsound(new_log_prob - new_log_q)
         if bad.any() or new_bad.any():
             raise NumericalError(

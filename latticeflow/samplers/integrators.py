@@ -1,9 +1,13 @@
-"""Molecular dynamics for HMC: `H = p^2 / 2 - log_prob(x)`, so `dx/dt = p`, `dp/dt = force(x)`."""
+"""Molecular dynamics for HMC: `H = p^2 / 2 - log_prob(x)`, so `dx/dt = p`, `dp/dt = force(x)`.
+
+On a group `dU/dt = i p_a T_a U`, `dp_a/dt = d_a log_prob`: the target knows how x moves (`Target.move`) and what a force is.
+"""
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..precision import double
 from ..targets import Target
 from .fourier import FourierMass
 
@@ -27,7 +31,7 @@ def trajectory(
     integrator: str = "omelyan",
     mass: FourierMass | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Integrate `(x, p)`, both `[chains, *event]`, over a time `step * n_steps`; a new `(x, p)`.
+    """Integrate x `[chains, *event_shape]` and p `[chains, *momentum_shape]` over a time `step * n_steps`; a new `(x, p)`.
 
     With `mass`, p stands for the velocity `M^{-1} p`, which `M^{-1} force(x)` changes.
 
@@ -42,15 +46,15 @@ def trajectory(
     """
     first, *inner, last = SCHEMES[integrator]
     x, p = x.clone(), p.clone()
-    x.add_(p, alpha=first * step)
+    x = target.move(x, p, first * step)
     for k in range(n_steps):
         for i, c in enumerate(inner):
             if i % 2 == 0:
                 p.add_(target.force(x) if mass is None else mass.force(target, x), alpha=c * step)
             else:
-                x.add_(p, alpha=c * step)
-        x.add_(p, alpha=(last if k == n_steps - 1 else last + first) * step)
-    return x, p
+                x = target.move(x, p, c * step)
+        x = target.move(x, p, (last if k == n_steps - 1 else last + first) * step)
+    return target.settle(x), p
 
 
 def hamiltonian(log_prob: Tensor, p: Tensor) -> Tensor:
@@ -67,7 +71,7 @@ def rounding_bound(x: Tensor, p: Tensor, n_steps: int, integrator: str = "omelya
     """
     moves = 2 * n_steps * len(SCHEMES[integrator])
     largest = max(float(x.abs().max()), float(p.abs().max()))
-    return GROWTH * moves * torch.finfo(x.dtype).eps * largest
+    return GROWTH * moves * torch.finfo(p.dtype).eps * largest
 
 
 def check_reversibility(
@@ -91,6 +95,6 @@ def check_reversibility(
         v = p if mass is None else mass.velocity(p)
         y, q = trajectory(target, x, v, step, n_steps, integrator, mass)
         back, r = trajectory(target, y, -q, step, n_steps, integrator, mass)
-        before = hamiltonian(target.log_prob(x.double()), p)
-        after = hamiltonian(target.log_prob(back.double()), r if mass is None else mass.white(r))
-        return float((back - x).abs().max()), float((after - before).abs().max())
+        before = hamiltonian(target.log_prob(double(x)), p)
+        after = hamiltonian(target.log_prob(double(back)), r if mass is None else mass.white(r))
+        return float(target.distance(back, x).max()), float((after - before).abs().max())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import StatisticsError
+from ..precision import double
 from ..statistics import tau_int
 from .fourier import FourierMass
 from .integrators import FORCES
@@ -36,7 +37,7 @@ class Tuning:
 
     def __init__(self, hmc: "HMC", x: Tensor, rng: np.random.Generator):
         self.hmc, self.rng = hmc, rng
-        self.x, self.log_prob = x, hmc.target.log_prob(x.double())
+        self.x, self.log_prob = x, hmc.target.log_prob(double(x))
         given = hmc.spec.fourier_mass
         tried = MASSES if hmc.spec.acceleration and given is None else (given,)
         self.masses = [hmc.mass(one) for one in tried]
@@ -130,7 +131,7 @@ class Tuning:
         for i in range(trajectories):
             self.move(step, n_steps)
             series[0, :, i] = self.log_prob.cpu().numpy()
-            series[1, :, i] = self.x.double().flatten(1).mean(1).square().cpu().numpy()
+            series[1, :, i] = self.hmc.target.slow(double(self.x)).cpu().numpy()
         try:
             return max(tau_int(one).value for one in series)
         except StatisticsError:  # too few for a slow candidate, or none accepted: no candidate then

@@ -2,8 +2,9 @@
 
 from ..spec import import_all
 from .base import LatticeTarget, Target, targets
+from .gauge import Wilson
 from .scalar import FreeField, Phi4
 
 import_all(__name__, __path__)
 
-__all__ = ["FreeField", "LatticeTarget", "Phi4", "Target", "targets"]
+__all__ = ["FreeField", "LatticeTarget", "Phi4", "Target", "Wilson", "targets"]

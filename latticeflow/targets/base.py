@@ -15,8 +15,8 @@ class Target(Spec):
     """An unnormalised log-density `log_prob(x)` with respect to `measure`.
 
     A subclass declares its event shape and measure and gives `log_prob`. `-inf` is legal (outside cuts);
-    NaN is not, and whoever stores draws raises on it. x has shape `[batch, *event_shape]`, float32 or
-    float64; the result has shape `[batch]` and the dtype of x.
+    NaN is not, and whoever stores draws raises on it. x has shape `[batch, *event_shape]`, in single or
+    double precision (`field_dtype`); the result has shape `[batch]` and that precision.
     """
 
     kind: ClassVar[str]
@@ -29,25 +29,60 @@ class Target(Spec):
     def log_prob(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    # The space that x lives in; here flat. `move` and `settle` are what Hamiltonian dynamics needs of it.
+
+    def field_dtype(self, precision: torch.dtype) -> torch.dtype:
+        """Of x, where numbers have `precision` (float32 or float64): complex where fields are."""
+        return precision
+
+    @property
+    def momentum_shape(self) -> tuple[int, ...]:
+        """Of one momentum, real."""
+        return self.event_shape
+
+    def move(self, x: Tensor, p: Tensor, time: float) -> Tensor:
+        """x after a free motion with momentum p `[batch, *momentum_shape]`; x itself may be overwritten."""
+        return x.add_(p, alpha=time)
+
+    def settle(self, x: Tensor) -> Tensor:
+        """x, put back where rounding has moved it off the space."""
+        return x
+
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        """Between numbers of two configurations, not negative, shape of x."""
+        return (x - y).abs()
+
+    def start(self, noise: Tensor) -> Tensor:
+        """Where chains begin, from white noise `[batch, *momentum_shape]`."""
+        # narrow on purpose: a hot start has forces far beyond equilibrium's, and single chains then stay stuck for
+        # long while the mean acceptance looks well
+        return 0.1 * noise
+
+    def slow(self, x: Tensor) -> Tensor:
+        """A number of each configuration that HMC is slow to change, `[batch]`: the squared mean field."""
+        return x.flatten(1).mean(1).square()
+
     def at(self, **couplings: float) -> Self:
         """The same target at other couplings. Raises `InputError` for one that it does not have."""
         return type(self)(**(self.model_dump() | couplings)) if couplings else self
 
     def force(self, x: Tensor) -> Tensor:
-        """`d log_prob / dx`, shape of x; by autograd unless a target knows better."""
+        """`d log_prob / dx`, `[batch, *momentum_shape]`; by autograd unless a target knows better."""
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
             return torch.autograd.grad(self.log_prob(x).sum(), x)[0]
 
     def check(self, x: Tensor) -> Tensor:
-        """x itself; raises `InputError` for a wrong event shape or a dtype that is not floating point."""
+        """x itself; raises `InputError` for a wrong event shape or dtype."""
         if x.shape[1:] != self.event_shape:
             raise InputError(
                 f"{self.kind}: x of shape {tuple(x.shape)}; expected [batch, "
                 f"{', '.join(map(str, self.event_shape))}]"
             )
-        if not x.is_floating_point():
-            raise InputError(f"{self.kind}: x of dtype {x.dtype}; expected float32 or float64")
+        expected = [self.field_dtype(precision) for precision in (torch.float32, torch.float64)]
+        if x.dtype not in expected:
+            names = " or ".join(str(dtype).removeprefix("torch.") for dtype in expected)
+            raise InputError(f"{self.kind}: x of dtype {x.dtype}; expected {names}")
         return x
 
 

@@ -20,7 +20,7 @@ from ..errors import InputError, StoreError, WriteFailed
 from ..files import file_hash, sync_folder
 from ..flows import Flow
 from ..flows.conditional import member
-from ..samplers.base import DTYPES
+from ..precision import DTYPES
 from ..spec import differences
 from ..targets import LatticeTarget, Target
 from .settings import TrainSettings

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..precision import double
 from ..random import Purpose, stream
 from ..spec import differences
 from ..store import Ensemble
@@ -97,7 +98,7 @@ class Configurations:
         return cut(batch, part, lambda j, n: self._piece(n, stream(self.seed, Purpose.DATA, 1, step, j)))
 
     def _piece(self, n: int, rng: np.random.Generator) -> Tensor:
-        x = self._x[torch.from_numpy(rng.integers(len(self._x), size=n))].double()
+        x = double(self._x[torch.from_numpy(rng.integers(len(self._x), size=n))])
         return x if self._symmetries is None else self._move(x, rng)
 
     def _load(self, step: int) -> None:
@@ -148,7 +149,7 @@ class Configurations:
         self._symmetries = found
         self._load(0)
         rng = stream(self.seed, Purpose.DATA, 2)
-        x = self._x[torch.from_numpy(rng.integers(len(self._x), size=64))].double()
+        x = double(self._x[torch.from_numpy(rng.integers(len(self._x), size=64))])
         before, after = target.log_prob(x), target.log_prob(self._move(x, rng))
         if float(((after - before).abs() / (1 + before.abs())).max()) > ALIKE:
             raise InputError(

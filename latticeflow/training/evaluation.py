@@ -4,6 +4,7 @@ import torch
 
 from ..errors import NumericalError
 from ..flows import Flow
+from ..precision import double
 from ..random import Purpose, stream
 from ..statistics.weights import WeightSummary, summarise_weights
 from ..targets import Target
@@ -28,7 +29,7 @@ def evaluate(
     for j, part in enumerate(log_w.split(BATCH)):
         if j % group.size == group.rank:
             x, log_q = flow.sample(len(part), stream(seed, Purpose.EVALUATE, step, j))
-            part.copy_(target.log_prob(x.double()) - log_q)
+            part.copy_(target.log_prob(double(x)) - log_q)
     return summarise_weights(group.sum(log_w).numpy())  # the other ranks' parts are zeros here
 
 

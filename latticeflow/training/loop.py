@@ -15,7 +15,7 @@ import torch
 
 from ..errors import InputError, LatticeflowError, Stopped, TrainingDiverged
 from ..flows import Flow
-from ..samplers.base import DTYPES
+from ..precision import DTYPES
 from ..statistics.weights import WeightSummary
 from ..targets import Target
 from ..threads import threads
