@@ -61,7 +61,7 @@ def train(
     device: Device = "auto",
     time_limit: TimeLimit = None,
 ) -> None:
-    """Train the deck's flow by reverse KL against its target; needs no data.
+    """Train the deck's flow against its target: by reverse KL, which needs no data, or on an ensemble (train.objective).
 
     The same command with or without mpirun or torchrun; every rank computes its part of each batch. Writes runs/NAME
     with deck.toml, weights/ and train.jsonl. SIGTERM, SIGINT, SIGUSR1, the file RUN/STOP and the time limit end the

@@ -43,6 +43,8 @@ class Deck(Spec):
     @field_validator("sampler", mode="before")
     @classmethod
     def _sampler(cls, value):
+        if not isinstance(value, dict):
+            raise InputError(f"sampler = {value!r}: expected tables, for example [sampler.flow]")
         return {
             kind: samplers.find(kind)(**table) if isinstance(table, dict) else table
             for kind, table in value.items()

@@ -21,6 +21,10 @@ class NumericalError(LatticeflowError, ArithmeticError):
     """A number that was computed, not given, is NaN or infinite where it must not be."""
 
 
+class CoarseSolver(NumericalError):
+    """A flow whose density, integrated in steps, is off by more than is allowed."""
+
+
 class StoreError(LatticeflowError):
     """A file that is missing, corrupted, truncated, of another run or of a newer format."""
 

@@ -82,7 +82,7 @@ class Registry(Generic[S]):
 
     def find(self, kind: str) -> type[S]:
         """The class called `kind`; raises `InputError` that names the nearest known name."""
-        if kind not in self.classes:
+        if not isinstance(kind, str) or kind not in self.classes:
             near = difflib.get_close_matches(str(kind), list(self.classes), n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(self.classes))}"
             raise InputError(f"unknown {self.what} '{kind}'; {hint}")

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+MAX_THREADS = 1024  # more are a slip of the pen, which OpenMP would answer by ending the process
+
 
 @contextmanager
 def threads(n: int) -> Iterator[None]:

@@ -48,6 +48,17 @@ def test_mixture_is_that_of_scipy(p, c, s):
     assert bool((h.diff() > 0).all()) and torch.equal(mixture.from_normal(-n, *logs(p, c, s)), -h)
 
 
+@pytest.mark.parametrize("p, c, s", MIXTURES)
+def test_quantile_there_and_back_far_out(p, c, s):
+    """Where tails are below what floats can hold, as those of wells on large lattices are."""
+    n = torch.tensor([1e-9, 0.3, 5.0, 30.0, 45.0, 300.0], dtype=torch.float64)
+    h = mixture.from_normal(n, *logs(p, c, s))
+    back = mixture.normal_of_log_tail(mixture.log_upper_tail(h, *logs(p, c, s)))
+    torch.testing.assert_close(back, n, rtol=1e-12, atol=1e-12)
+    widest = max(range(len(s)), key=lambda j: (s[j], c[j]))
+    assert float(h[-1]) == pytest.approx(c[widest] + 300 * s[widest], rel=0.01)
+
+
 def test_quantile_is_differentiated_like_finite_differences():
     n, parameters = torch.tensor([-2.0, -0.4, 0.1, 1.3], dtype=torch.float64), logs(*MIXTURES[1])
     inputs = [a.clone().requires_grad_(True) for a in (n, *parameters)]

@@ -235,13 +235,15 @@ def test_what_cannot_be_is_refused():
         flow.at(m2=1.0)
     with pytest.raises(InputError, match="lam = 12 is outside"):
         Conditional(flow=SMALL, range=RANGE).build_for(PHI4.at(lam=12.0), 1)
+    with pytest.raises(InputError, match="expected lam > 0"):  # at a probe
+        Conditional(flow=SMALL, range={"lam": (-1.0, 9.0)}).build_for(PHI4, 1)
     with pytest.raises(InputError, match="no coupling lam"):
         Conditional(flow=SMALL, range=RANGE).build_for(FreeField(shape=(4, 4), m2=1.0), 1)
     with pytest.raises(InputError, match="from < to"):
         Conditional(flow=SMALL, range={"lam": (3.0, 3.0)})
     with pytest.raises(InputError, match=r"one \[flow.range\]"):
         Conditional(flow=Conditional(flow=SMALL, range=RANGE), range=RANGE)
-    with pytest.raises(InputError, match="need the target"):
+    with pytest.raises(InputError, match="need one target"):
         Conditional(flow=Stochastic(layers=2), range=RANGE).build_for(PHI4, 1)
     with pytest.raises(InputError, match="no density at given x"):
         Symmetrised(flow=Conditional(flow=SMALL, range=RANGE)).build_for(PHI4, 1)

@@ -93,6 +93,10 @@ def test_overrides(write):
         ("seed = 3", "seed = ", "not valid TOML"),
         ('[flow]\nkind = "split"\nlayers = 2\n', "", r"\[train\] but no \[flow\]"),
         ("shape = [4, 4]", "shape = 4", "shape"),
+        ("batch = [[0.0, 16], [0.5, 32]]", "batch = []", "expected a positive number"),
+        ("steps = 10", "steps = 10\nthreads = 100000", "threads.*1024"),
+        ('kind = "phi4"', 'kind = ["phi4"]', "unknown target"),
+        ('kind = "split"', "kind = 3", "unknown flow"),
     ],
 )
 def test_bad_decks_name_the_key(write, old, new, message):

@@ -196,7 +196,7 @@ def test_a_flow_goes_on_on_a_larger_lattice(spec):
         z, log_det_large = other(torch.full((1, 8, 8), 0.3, dtype=torch.float64))
         if isinstance(spec, Affine):
             torch.testing.assert_close(z[0, :4, :4], y[0])
-        elif isinstance(spec, Continuous):
+        else:
             torch.testing.assert_close((z[0, :4, :4], log_det_large), (y[0], 4 * log_det))
 
 
@@ -208,3 +208,7 @@ def test_a_flow_of_another_kind_is_not_adopted():
         flow.adopt(Split(layers=2).build(Lattice((4,)), 1))
     with pytest.raises(InputError, match="do not fit"):
         flow.adopt(Split(layers=2, sines=3).build(Lattice((4, 4)), 1))
+    with pytest.raises(InputError, match="do not fit"):  # one number would spread over many
+        Continuous(sines=4, modes=5).build(Lattice((4, 4)), 1).adopt(
+            Continuous(sines=0, modes=1).build(Lattice((4, 4)), 1)
+        )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -153,6 +154,15 @@ def test_the_command_writes_table_and_plot(run, capsys):
     assert "ESS" in printed and "χ₂" in printed
 
 
+def test_a_batch_that_is_left_to_a_measurement(run, tmp_path):
+    """The deck's `batch = "auto"` is settled with an ensemble; a curve has none."""
+    table = run.deck.table() | {"sampler": {"flow": {"batch": "auto", "density_tolerance": 0.5}}}
+    shutil.copytree(run.path, tmp_path / "auto")
+    (tmp_path / "auto/deck.toml").write_text(Deck.parse(table).toml())
+    found = curve_run(tmp_path / "auto", along="lam=5:6:2", nodes=1, draws=128, names=["chi2"])
+    assert len(found.ess) == 2
+
+
 def test_both_from_the_command_line(run, tmp_path, monkeypatch):
     new = tmp_path / "new"
     for words in (
@@ -176,6 +186,8 @@ def test_bad_questions(run, nodes, tmp_path):
     ]:
         with pytest.raises(InputError, match=message):
             curve_run(run, along=along)
+    with pytest.raises(InputError, match="curve from 0 nodes"):
+        curve_run(run, nodes=0)
     with pytest.raises(InputError, match="is a vector"):
         curve(nodes, [{"lam": 5.0}], ["correlator"])
     with pytest.raises(InputError, match="unknown observable"):

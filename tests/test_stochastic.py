@@ -24,6 +24,7 @@ from latticeflow.statistics import summarise_weights
 from latticeflow.targets import FreeField, Phi4
 from latticeflow.training import TrainSettings, train
 from latticeflow.training.loss import path, reparametrised
+from latticeflow.training.members import require_trainable
 
 torch.set_num_threads(1)
 SQUARE = Phi4(shape=(2, 2), m2=-4.0, lam=8.0)
@@ -253,6 +254,9 @@ def test_who_needs_that_density_refuses_at_once(flow):
         HybridSpec(chains=8, block=8).build(SQUARE, flow)
     with pytest.raises(InputError, match="symmetrised: StochasticFlow has no density at given x"):
         Symmetrised(flow=SPEC).build_for(SQUARE, 1)
+    for settings in (dict(estimator="log_variance"), dict(objective="forward", data="nowhere")):
+        with pytest.raises(InputError, match=r"train\.(estimator|objective) = .* no density at given x"):
+            require_trainable(flow, TrainSettings(steps=2, **settings))
     split = Split(layers=2, sines=2)  # the same calls with a density
     HybridSpec(chains=8, block=8).build(SQUARE, split.build(SQUARE.lattice, 1))
     Symmetrised(flow=split).build_for(SQUARE, 1)

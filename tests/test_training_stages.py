@@ -274,6 +274,15 @@ def test_a_plan_that_cannot_travel_leaves_nothing_behind(write, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_training_that_failed_before_its_first_checkpoint_may_have_another_deck(write, tmp_path):
+    run = Run.create(Deck.read(write(deck("steps = 4", "steps = 5"))), tmp_path / "run")
+    assert [path.name for path in run.path.iterdir()] == ["deck.toml"]
+    train_run(write(deck()), folder=run.path)
+    assert Run.open(run.path).deck == Deck.read(write(deck()))
+    with pytest.raises(InputError, match="nothing was changed"):  # now it holds weights
+        train_run(write(deck("steps = 4", "steps = 5")), folder=run.path)
+
+
 def test_an_older_checkpoint_without_the_new_keys_goes_on(tmp_path):
     """state.json of a version that knew no stages."""
     plain = SETTINGS.model_copy(update={"stage": ()})

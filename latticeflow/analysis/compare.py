@@ -13,7 +13,7 @@ from ..run import Run
 from ..targets import targets
 from ..training.log import read as read_log
 from . import plots
-from .estimates import TAU, Row, estimates, virial_check
+from .estimates import TAU, Row, estimates, identities
 from .measure import notes, remarks
 from .quality import ORDER, Figure, quality
 from .report import Table, page
@@ -27,7 +27,7 @@ class Comparison:
     run: Run
     rows: dict[str, dict[str, Row]]
     quality: dict[str, dict[str, Figure]]
-    virial: dict[str, str]
+    identities: dict[str, list[str]]
     remarks: dict[str, list[str]]
 
     @property
@@ -58,7 +58,7 @@ class Comparison:
                 cells += [self.rows[other][name].text, "-" if pull is None else f"{pull:+.2f}"]
             body.append(cells)
         lines = [f"pull = ({first} − other) / σ"]
-        lines += [f"{sampler}: {self.virial[sampler]}" for sampler in self.samplers if sampler in self.virial]
+        lines += [f"{sampler}: {line}" for sampler, found in self.identities.items() for line in found]
         lines += [f"{sampler}: {note}" for sampler, rows in self.rows.items() for note in notes(rows)]
         lines += [f"{sampler}: {remark}" for sampler, found in self.remarks.items() for remark in found]
         return Table("Observables", headings, body, lines)
@@ -98,7 +98,7 @@ class Comparison:
                         key: {"label": f.label, "value": f.value, "error": f.error, "text": f.text}
                         for key, f in self.quality[sampler].items()
                     },
-                    "virial": self.virial.get(sampler),
+                    "identities": self.identities[sampler],
                 }
                 for sampler, rows in self.rows.items()
             },
@@ -154,11 +154,7 @@ def compare_series(run: Run, all_series: dict[str, Series], log: list[dict]) -> 
             name: quality(s, rows[name], spent if s.ensemble.weights else None)
             for name, s in all_series.items()
         },
-        {
-            name: virial_check(found, all_series[name].volume)
-            for name, found in rows.items()
-            if "virial" in found
-        },
+        {name: identities(found, all_series[name].target) for name, found in rows.items()},
         {name: remarks(series) for name, series in all_series.items()},
     )
 

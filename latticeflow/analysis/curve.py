@@ -25,7 +25,7 @@ from ..observables import Derived, Primary, measure, observables
 from ..precision import double
 from ..random import Purpose, stream
 from ..samplers import FlowSampler
-from ..samplers.density import SOLVED
+from ..samplers.density import DENSITY_TOLERANCE, SOLVED
 from ..statistics import jackknife, summarise_weights
 from ..targets import Target
 
@@ -36,12 +36,16 @@ _STREAMS = zlib.crc32(b"curve")
 
 @dataclass(frozen=True)
 class Nodes:
-    """n draws at each of K `points`: fields `x` `[n, K, *event_shape]`, `log_q` of the mixture, float64 `[n, K]`."""
+    """n draws at each of K `points`: fields `x` `[n, K, *event_shape]`, `log_q` of the mixture, float64 `[n, K]`.
+
+    `density_error`: of flows that are solved in steps, the largest change of log q at twice the resolution.
+    """
 
     target: Target
     points: list[Point]
     x: Tensor
     log_q: np.ndarray
+    density_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,20 @@ class Curve:
 
 @torch.no_grad()
 def draw_nodes(
-    family: ConditionalFlow, target: Target, points: Sequence[Point], n: int, *, seed: int, batch: int = 512
+    family: ConditionalFlow,
+    target: Target,
+    points: Sequence[Point],
+    n: int,
+    *,
+    seed: int,
+    batch: int = 512,
+    density_tolerance: float = DENSITY_TOLERANCE,
 ) -> Nodes:
     """n draws from `family` at each of `points`, and the density of their mixture at all of them.
 
     The draws of node k have the stream (seed, ANALYSIS, crc32("curve"), k). log q is computed in the flow's precision, as in
-    production. Raises `InputError` for n < 128 or no point, `NumericalError` where a flow's density is not good to 0.01.
+    production. Raises `InputError` for n < 128 or no point, `CoarseSolver` where a flow's density is not good to
+    `density_tolerance`.
     """
     if n < FEWEST or not points:
         raise InputError(
@@ -74,11 +86,11 @@ def draw_nodes(
         )
     flows = [family.at_point(point).eval() for point in points]
     log_q = np.empty((len(points), n, len(points)))  # of flow k, draw, drawn at node
-    fields = []
+    fields, error = [], 0.0
     for k, (point, flow) in enumerate(zip(points, flows)):
-        sampler = FlowSampler(target.at(**point), flow, batch)
+        sampler = FlowSampler(target.at(**point), flow, batch, density_tolerance)
         draws, _ = sampler.draw(None, n, stream(seed, Purpose.ANALYSIS, _STREAMS, k))
-        sampler.check_solver(draws, SOLVED)
+        error = max(error, sampler.check_solver(draws, SOLVED))
         for other, q in zip(flows, log_q):
             if other is flow:
                 q[:, k] = draws.log_prob - draws.log_w
@@ -87,7 +99,7 @@ def draw_nodes(
                 q[:, k] = torch.cat([other.log_prob(part) for part in parts]).cpu().numpy()
         fields.append(draws.x)
     mixture = np.logaddexp.reduce(log_q, axis=0) - math.log(len(points))
-    return Nodes(target, list(points), torch.stack(fields, dim=1), mixture)
+    return Nodes(target, list(points), torch.stack(fields, dim=1), mixture, error)
 
 
 def log_weights(nodes: Nodes, point: Point) -> np.ndarray:

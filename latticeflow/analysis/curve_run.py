@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ from ..observables import observables
 from ..production.device import bind_device
 from ..production.ranks import Ranks
 from ..run import Run
+from ..samplers.flow import BATCH, FlowSamplerSpec
 from ..statistics import bracket
 from ..threads import threads
 from ..training.checkpoint import load_family
@@ -63,12 +65,14 @@ def curve_run(
     """The curve of a run's conditional flow along one coupling, others as in its deck; printed and written to RUN/curve/.
 
     `along`: `NAME=FROM:TO:POINTS`, default the whole range in 26 points; `draws` at each of `nodes` evenly spaced nodes.
-    Raises `InputError` for a flow that is not conditional or not trained, couplings out of range, unknown observables, and
-    under mpirun; what `draw_nodes` raises.
+    Raises `InputError` for a flow that is not conditional or not trained, couplings out of range, no nodes, unknown
+    observables, and under mpirun; what `draw_nodes` raises.
     """
     ranks = Ranks.world()
     if ranks.size > 1:
         raise InputError(f"curve on {ranks.size} ranks: it runs in one process; start it without mpirun")
+    if nodes < 1:
+        raise InputError(f"curve from {nodes} nodes; expected 1 at least")
     run = run if isinstance(run, Run) else Run.open(run)
     family, digest = load_family(run.weights, run.deck)
     if not isinstance(family, ConditionalFlow):
@@ -80,13 +84,24 @@ def curve_run(
     fixed: Point = {other: getattr(target, other) for other in family.ranges}
     places = np.linspace(values[0], values[-1], nodes) if nodes > 1 else values[:1]
     points = [family.check(fixed | {name: float(value)}) for value in values]
-    spec = run.deck.sampler_spec("flow")
+    spec = cast(FlowSamplerSpec, run.deck.sampler_spec("flow"))
+    batch = BATCH if spec.batch == "auto" else spec.batch
     with threads(spec.threads):
         family = family.to(bind_device(device, ranks))
         at = [fixed | {name: float(g)} for g in places]
-        drawn = draw_nodes(family, target, at, draws, seed=run.deck.seed, batch=getattr(spec, "batch", 512))
+        drawn = draw_nodes(
+            family,
+            target,
+            at,
+            draws,
+            seed=run.deck.seed,
+            batch=batch,
+            density_tolerance=spec.density_tolerance,
+        )
         found = curve(drawn, points, names)
     about = f"{run.deck.name}: {draws:,} draws at each of {nodes} nodes, {name} = {', '.join(f'{g:g}' for g in places)}"
+    if drawn.density_error:
+        about += f"; log Z uncertain by up to {drawn.density_error:.2g} by the solver in steps"
     out = console()
     out.print(_table(found, name, about))
     folder = run.path / "curve"

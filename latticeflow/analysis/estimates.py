@@ -14,6 +14,7 @@ from ..observables import Derived, Observable, Primary, observables
 from ..statistics import Bins, TauInt, bracket
 from ..statistics.autocorrelation import LAGS, means
 from ..statistics.streams import Piece
+from ..targets import Target
 from .series import Series
 
 TAU = "τ_int = 1/2 + Σ ρ(t), so that independent draws have 1/2; in steps of the chain"
@@ -234,13 +235,19 @@ def profile(series: Series, name: str, rows: dict[str, Row]) -> tuple[np.ndarray
     return np.full(size, np.nan), np.full(size, np.nan)
 
 
-def virial_check(rows: dict[str, Row], volume: int) -> str:
-    """The identity `<sum_s phi dS/dphi> = V` as a line with its pull: tests any sampler's thermalisation."""
-    row = rows["virial"]
-    if row.problem:
-        return f"virial identity: {row.problem}: {row.reason}"
-    pull = (row.value - volume) / row.error
-    verdict = "holds" if abs(pull) < 4 else "VIOLATED: not thermalised, or not this target's distribution"
-    return (
-        f"virial identity: {row.observable.symbol} = {row.text}, exact {volume}: pull {pull:+.1f}, {verdict}"
-    )
+def identities(rows: dict[str, Row], target: Target) -> list[str]:
+    """A line with its pull for each observable whose mean is known exactly: they test any sampler's thermalisation."""
+    lines = []
+    for name, row in rows.items():
+        exact = getattr(row.observable, "exact", None)
+        if exact is None:
+            continue
+        if row.problem:
+            lines.append(f"{name} identity: {row.problem}: {row.reason}")
+            continue
+        pull = (row.value - exact(target)) / row.error
+        verdict = "holds" if abs(pull) < 4 else "VIOLATED: not thermalised, or not this target's distribution"
+        lines.append(
+            f"{name} identity: {row.observable.symbol} = {row.text}, exact {exact(target):g}: pull {pull:+.1f}, {verdict}"
+        )
+    return lines

@@ -36,6 +36,9 @@ class Forward:
     source: str
     reverse: WeightSummary
     forward: ForwardSummary
+    solver: float = (
+        0.0  # up to which log q, and so both log Z alike, is uncertain where the flow is solved in steps
+    )
 
     @property
     def pull(self) -> float:
@@ -62,6 +65,10 @@ class Forward:
             f"reverse, at {a.n:,} proposals of {self.proposal}: ESS / N {bracket(a.ess, a.ess_error)}, "
             f"log Z {bracket(a.log_z, a.log_z_error)}; pulls {self.pull:+.1f}, {self.log_z_pull:+.1f}",
         ]
+        if self.solver:
+            found.append(
+                f"log Z of both is uncertain by up to {self.solver:.2g} more, by the solver in steps"
+            )
         if self.agree and not min(a.ess - 3 * a.ess_error, b.ess - 3 * b.ess_error) > 0:
             return [*found, "no verdict: an ESS within 3 sigma of 0 agrees with anything; train longer"]
         if self.agree:
@@ -152,4 +159,4 @@ def forward_run(
         raise InputError(f"sampler '{sampler}' has no density at any x; forward ESS is for flows")
     with threads(proposals.settings.get("threads", 1)):
         found = forward_estimate(proposal, ensemble, draws)
-    return Forward(sampler, source, proposals.summary().weights, found)
+    return Forward(sampler, source, proposals.summary().weights, found, proposals.density_error)

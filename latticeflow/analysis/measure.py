@@ -11,7 +11,8 @@ from ..observables import Derived, observables
 from ..production.ranks import Ranks
 from ..run import Run
 from ..statistics import bracket
-from .estimates import TAU, Row, estimates, virial_check
+from ..targets import Target
+from .estimates import TAU, Row, estimates, identities
 from .forward import forward_run
 from .series import Series, open_ensemble
 
@@ -51,10 +52,18 @@ def by_pyerrors(series: Series, row: Row) -> str:
     return bracket(obs.value, obs.dvalue)
 
 
+def left_out(target: Target) -> list[str]:
+    """The observables that do not exist on this target, a line for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in observables.left_out(target).items():
+        by_reason.setdefault(reason, []).append(observables.find(name).symbol)
+    return [f"{', '.join(symbols)}: left out: {reason}" for reason, symbols in by_reason.items()]
+
+
 def measure_run(
     run: Path | str, sampler: str = "flow", pyerrors: bool = False, forward: str | None = None
 ) -> dict[str, Row]:
-    """Print every observable of an ensemble with its error and tau_int, and the virial check; return them.
+    """Print every observable of an ensemble with its error and tau_int, and the identities it must fulfil; return them.
 
     Under mpirun every rank calls this and measures its part of the blocks that have not been; rank 0 then estimates
     and prints, the others return no rows. Memory does not grow with the number of draws, unless `pyerrors` asks for a
@@ -97,7 +106,7 @@ def _print(series: Series, rows: dict[str, Row], pyerrors: bool) -> None:
     out.print(table)
     for line in [*notes(rows), *remarks(series)]:
         out.print(line)
-    for name, reason in observables.left_out(series.target).items():
-        out.print(f"{observables.find(name).symbol}: left out: {reason}")
-    if "virial" in rows:
-        out.print(virial_check(rows, series.volume))
+    for line in left_out(series.target):
+        out.print(line)
+    for line in identities(rows, series.target):
+        out.print(line)

@@ -18,6 +18,7 @@ ORDER = (
     "ess",
     "largest_share",
     "log_z",
+    "density_error",
     "seconds",
     "start_seconds",
     "training_seconds",
@@ -56,12 +57,14 @@ def _weights(series: Series) -> dict[str, Figure]:
     summary = series.summary
     if summary is None:
         return {}
-    weights = summary.weights
+    weights, error = summary.weights, series.ensemble.density_error
+    solver = {"density_error": _figure("log Z uncertain, by the solver, by up to", error)} if error else {}
     return {
         "acceptance": _figure("acceptance", summary.acceptance),
         "longest_rejection_run": _figure("longest run of rejections", summary.longest, form="{:.0f}"),
         "ess": _figure(f"ESS / N at N = {weights.n:,}", weights.ess, weights.ess_error),
         "log_z": _figure("log Z", weights.log_z, weights.log_z_error),
+        **solver,
         "largest_share": _figure("largest weight's share", weights.largest_share, form="{:.2g}"),
     }
 

@@ -92,11 +92,6 @@ class Series:
         return cls(open_ensemble(run, sampler), run.deck.target)
 
     @property
-    def volume(self) -> int:
-        """V, the number of components of one configuration."""
-        return math.prod(self.target.event_shape)
-
-    @property
     def independent(self) -> bool:
         return self.ensemble.chains == 0
 

@@ -180,7 +180,7 @@ class MeanField(Spectrum):
     def whiten(self, z: Tensor) -> Tensor:
         w = super().whiten(z)
         h = self.zero_mode(w)
-        n = -h.sign() * torch.special.ndtri(mixture.upper_tail(h.abs(), *self.peaks()))
+        n = h.sign() * mixture.normal_of_log_tail(mixture.log_upper_tail(h.abs(), *self.peaks()))
         return self.add_zero_mode(w, n - h)
 
     def log_prob(self, z: Tensor) -> Tensor:

@@ -231,7 +231,9 @@ class Conditional(FlowSpec):
         return ConditionalFlow(self.flow.build(lattice, seed), self.range, self.degree, self.points)
 
     def build_for(self, target: LatticeTarget, seed: int) -> ConditionalFlow:
-        """Raises `InputError` for a target without these couplings, or outside of the range."""
+        """Raises `InputError` for a target without these couplings, or outside of the range, and for an impossible range."""
         family = self.build(target.lattice, seed)
         family.for_target(target)
+        for point in family.probes():
+            target.at(**point)
         return family

@@ -216,10 +216,8 @@ class ContinuousLayer(Layer):
 
     def adopt(self, previous: "ContinuousLayer") -> None:  # type: ignore[override]
         """Kernels as functions of displacement; frequency and number of steps copied."""
-        with torch.no_grad():
-            self.kernel.copy_(travel_kernel(previous.kernel, previous.lattice, self.lattice))
-            self.log_w.copy_(previous.log_w)
-            self.steps.copy_(previous.steps)
+        kernel = travel_kernel(previous.kernel, previous.lattice, self.lattice)
+        self.load_state_dict({"kernel": kernel, "log_w": previous.log_w, "steps": previous.steps})
 
 
 def _batch_last(x: Tensor) -> Tensor:

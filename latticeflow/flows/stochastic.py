@@ -179,7 +179,8 @@ class Stochastic(Split):
 
     def build(self, lattice: Lattice, seed: int) -> Flow:
         raise InputError(
-            "stochastic: this flow's Monte Carlo steps need the target: use build_for(target, seed)"
+            "stochastic: this flow's Monte Carlo steps need one target: in Python use build_for(target, seed); a "
+            "conditional flow, of many targets, cannot be made of it"
         )
 
     def build_for(self, target: Target, seed: int) -> StochasticFlow:

@@ -52,8 +52,9 @@ class SymmetrisedFlow(Flow):
         """
         if not flow.any_density:
             raise InputError(
-                f"symmetrised: {type(flow).__name__} has no density at given x, and q(-x) is needed: its weights are "
-                "those of paths. Symmetrise a flow of another kind (a stochastic flow's layers are equivariant anyway)"
+                f"symmetrised: {type(flow).__name__} has no density at given x, and q(-x) is needed. Symmetrise a flow of "
+                "another kind: a stochastic flow's layers are equivariant anyway, and of a symmetrised flow a conditional "
+                "one can be made"
             )
         return cls(flow.base, flow.layers)
 

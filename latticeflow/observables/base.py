@@ -39,10 +39,14 @@ class Observable:
 
 @dataclass(frozen=True)
 class Primary(Observable):
-    """`of(target, x)`: x `[n, *event_shape]` float64 -> float64 `[n]`, or `[n, k]` for a `vector`."""
+    """`of(target, x)`: x `[n, *event_shape]` in double precision -> float64 `[n]`, or `[n, k]` for a `vector`.
+
+    `exact(target)`: its mean where that is known exactly whatever the couplings, which tests any sampler.
+    """
 
     of: Callable[[Target, Tensor], Tensor]
     vector: bool = False
+    exact: Callable[[Target], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,18 @@ class Observables:
         self.table: dict[str, Observable] = {}
 
     def primary(
-        self, name: str, symbol: str, tex: str, missing: Callable[[Target], str | None], vector: bool = False
+        self,
+        name: str,
+        symbol: str,
+        tex: str,
+        missing: Callable[[Target], str | None],
+        vector: bool = False,
+        exact: Callable[[Target], float] | None = None,
     ):
         """Register a function `of(target, x)`; its docstring is the formula."""
-        return lambda of: self._add(Primary(name, symbol, tex, of.__doc__ or "", missing, of, vector), of)
+        return lambda of: self._add(
+            Primary(name, symbol, tex, of.__doc__ or "", missing, of, vector, exact), of
+        )
 
     def derived(
         self,

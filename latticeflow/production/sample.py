@@ -228,7 +228,7 @@ def _record(run: Run, spec: SamplerSpec, sampler: Sampler, weights: str | None) 
     """What identifies the ensemble: every part that changes its numbers."""
     return {
         "sampler": spec.kind,
-        "settings": spec.model_dump(mode="json", exclude_none=True),
+        "settings": spec.model_dump(mode="json", exclude_none=True, exclude=spec.checks),
         "target": targets.table(run.deck.target),
         "seed": run.deck.seed,
         "weights": weights,

@@ -30,7 +30,9 @@ def _corrected(ensemble: Ensemble) -> Iterator[str]:
     over = f" over {chains} chains, one a stream" if chains > 1 else ""
     yield f"Metropolis acceptance {found.acceptance:.4f}{over}, longest run of rejections {found.longest}"
     yield f"{weights}, largest weight's share {weights.largest_share:.2e}"
-    yield f"log Z = {weights.log_z:.5f} +- {weights.log_z_error:.5f}"
+    solver = ensemble.density_error
+    also = f", and up to {solver:.2g} of the solver in steps" if solver else ""
+    yield f"log Z = {weights.log_z:.5f} +- {weights.log_z_error:.5f}{also}"
 
 
 def _chains(ensemble: Ensemble) -> Iterator[str]:

@@ -11,12 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..config import Deck
 from ..console import console
 from ..errors import InputError, LatticeflowError, NumericalError, Stopped, TrainingDiverged
+from ..files import write_text
 from ..run import Run
 from ..statistics import bracket
 from ..statistics.weights import WeightSummary
 from ..training import TrainSettings, log, plan, train
 from ..training.checkpoint import build_flow, checkpoints
 from ..training.loop import Record
+from ..training.members import require_trainable
 from ..training.parallel import Group
 from .device import bind_device
 from .group import process_group, training_ranks
@@ -173,10 +175,11 @@ def _run(path: Path, overrides: list[str] | tuple[str, ...], folder: Path | str 
 
 
 def _walk(deck: Deck) -> None:
-    """Build the flow of every stage and let it adopt the one before: what cannot work fails before anything is trained."""
+    """Build the flow of every stage and let it adopt the one before: what cannot work fails before anything is written."""
     flow = None
     for stage in plan(_settings(deck), deck.target):
         before, flow = flow, build_flow(deck, stage.target)
+        require_trainable(flow, stage.settings)
         if before is not None and before.event_shape != flow.event_shape:
             flow.adopt(before)
 
@@ -188,7 +191,13 @@ def _settings(deck: Deck) -> TrainSettings:
 
 
 def _open(deck: Deck, folder: Path, resume: bool) -> Run:
-    """The run in `folder`: an existing one to resume, or still without weights (sampled by HMC only); else a new one."""
+    """The run in `folder`: an existing one to resume, or still without weights (sampled by HMC only); else a new one.
+
+    A folder with a deck and nothing else, of a training that failed before its first checkpoint, takes the new deck.
+    """
+    if [path.name for path in folder.glob("*")] == ["deck.toml"]:
+        write_text(folder / "deck.toml", deck.toml())
+        return Run(folder, deck)
     if (folder / "deck.toml").is_file() and (resume or not checkpoints(folder / "weights")):
         run = Run.open(folder)
         run.require_same(deck)

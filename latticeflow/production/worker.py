@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import NumericalError
+from ..errors import CoarseSolver, NumericalError
 from ..observables import measure
 from ..random import Purpose
 from ..samplers import Sampler, SamplerSpec
@@ -81,9 +81,9 @@ class Worker:
             yield
         except NumericalError as error:
             advice = ""
-            if self.spec.precision == "float32":
+            if self.spec.precision == "float32" and not isinstance(error, CoarseSolver):
                 advice = f'. float32 overflows early: set precision = "float64" in [sampler.{self.spec.kind}]'
-            raise NumericalError(f"stream {stream}, block {block}: {error}{advice}") from None
+            raise type(error)(f"stream {stream}, block {block}: {error}{advice}") from None
 
     def _draw(self, stream: int, block: int) -> None:
         ensemble, about, state = self.ensemble, dict(self.about), None
@@ -99,9 +99,7 @@ class Worker:
         draws, state = self.sampler.draw(state, self.spec.block, rng)
         seconds = time.perf_counter() - begun
         if isinstance(self.sampler, FlowSampler) and self.sampler.flow.approximate:
-            if not self.checked:
-                self.sampler.check_solver(draws, SOLVED)
-            about["density_error"] = self.sampler.check_solver(draws, CHECKED)
+            about["density_error"] = self.sampler.check_solver(draws, CHECKED if self.checked else SOLVED)
         if not self.checked and "tolerance" in about:
             check_density(self.sampler, draws, about["tolerance"])
         self.checked = True

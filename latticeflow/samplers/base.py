@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import InputError, NumericalError
 from ..spec import Registry, Spec
 from ..targets import Target
+from ..threads import MAX_THREADS
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,10 @@ class SamplerSpec(Spec):
 
     kind: ClassVar[str]
     needs_flow: ClassVar[bool] = False  # `build` needs a trained flow, whose weights identify the ensemble
+    checks: ClassVar[set[str]] = {"density_tolerance"}  # settings that draws do not depend on
     block: int = Field(gt=0)
     precision: Literal["float32", "float64"] = "float64"
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=MAX_THREADS)
     keep_fields: int = Field(1, ge=0)
 
     def build(self, target: Target, flow: Any = None, device: str = "cpu") -> Sampler:

@@ -25,7 +25,7 @@ class ClusterSpec(HMCSpec):
 
     `seeds`: sites from which clusters grow in one update of one chain; one gives Wolff's algorithm. Many flip
     nearly all large clusters at once, which moves none of them against the others; few leave most of them where
-    they are. At L / xi = 4, tau_int of chi2 is least near four at 8x8 and at 20x20 (docs/notes.md).
+    they are. At L / xi = 4, tau_int of chi2 was found least near four at 8x8 and at 20x20.
     """
 
     seeds: int = Field(4, ge=1)

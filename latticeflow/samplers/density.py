@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from ..errors import NumericalError
+from ..errors import CoarseSolver, NumericalError
 from ..flows import Flow
 from ..precision import DTYPES, double
 from .base import Draws, Sampler
@@ -13,6 +13,9 @@ from .base import Draws, Sampler
 # Largest |log w - log w recomputed| of trained flows (split, affine, tutorial; 6 to 1024 sites), found: 8 to 24
 # eps sqrt(V) in float32, 15 to 64 in float64. An edited field, or a flow that amplifies rounding, is far beyond this.
 ROUNDING = 1000.0
+# Largest change of log q at twice the resolution that production allows: training goes on until it finds at most half of
+# that among 4,096 draws, and the largest of other and of more draws is up to twice as large (trained flows, 6x6 to 14x14)
+DENSITY_TOLERANCE = 0.02
 SOLVED = 4096  # draws of a rank's first block whose density is checked at twice the resolution, where that can differ
 CHECKED = 128  # draws of a rank's first block that are recomputed before it is stored
 
@@ -52,12 +55,13 @@ def check_density(sampler: Sampler, draws: Draws, allowed: float) -> None:
 def check_solver(flow: Flow, x: torch.Tensor, log_q: torch.Tensor, allowed: float) -> float:
     """Largest change of log q at twice the resolution over these draws of a flow; 0 where the density is exact.
 
-    Raises `NumericalError` where it exceeds `allowed`.
+    Raises `CoarseSolver` where it exceeds `allowed`.
     """
     error = float(flow.density_error(x, log_q).max())
     if not error <= allowed:
-        raise NumericalError(
+        raise CoarseSolver(
             f"the flow is solved in too few steps: at twice the resolution log q of a draw changes by {error:.3g}, allowed "
-            f"{allowed:.3g} (density_tolerance). Train on (training raises the number of steps by itself), or allow more"
+            f"{allowed:.3g}. Allow more (density_tolerance of the sampler), or train anew with a smaller "
+            "train.density_tolerance, to which training raises the number of steps by itself"
         )
     return error

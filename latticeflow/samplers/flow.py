@@ -17,7 +17,7 @@ from ..precision import DTYPES, double
 from ..random import Purpose, stream
 from ..targets import Target
 from .base import Draws, Sampler, SamplerSpec, State, samplers
-from .density import check_solver
+from .density import DENSITY_TOLERANCE, check_solver
 
 BATCH = 1024
 
@@ -39,7 +39,7 @@ class FlowSampler(Sampler):
         target: Target,
         flow: Flow,
         batch: int = BATCH,
-        density_tolerance: float = 0.01,
+        density_tolerance: float = DENSITY_TOLERANCE,
         compile: bool = False,
     ):
         if flow.event_shape != target.event_shape:
@@ -90,12 +90,13 @@ class FlowSampler(Sampler):
 def fastest_batch(sampler: FlowSampler, block: int, repeats: int = 3) -> int:
     """The batch with the least seconds for a proposal: of 256, 512, ... up to `block` the first that the next is not 5 %
     faster than, each the least of some draws. Ends before one that does not fit into the memory of a GPU."""
+    sampler.prepare()
     best, least = min(block, 256), float("inf")
     for batch in (256 << k for k in range(32)):
         if batch > max(block, 256):
             break
         probe, spent = copy.copy(sampler), []
-        probe.batch, probe.compile = batch, False
+        probe.batch = batch
         try:
             for i in range(repeats):
                 begun = time.perf_counter()
@@ -120,8 +121,8 @@ class FlowSamplerSpec(SamplerSpec):
 
     `streams`: 0, one Metropolis chain over all proposals; k, one chain for each of k streams over its own proposals,
     independent of one another. Any rank may draw any block in either case. `density_tolerance`: of a flow that is solved
-    in steps, the largest change of log q at twice the resolution that is allowed (over 4,096 draws of each rank's first
-    block and 128 of every other).
+    in steps, the largest change of log q at twice the resolution that is allowed (over the first 4,096 draws, or as many as
+    there are, of each rank's first block, and 128 of every other); not what identifies an ensemble.
     """
 
     needs_flow: ClassVar[bool] = True
@@ -129,7 +130,7 @@ class FlowSamplerSpec(SamplerSpec):
     batch: PositiveInt | Literal["auto"] = BATCH
     compile: bool = False
     streams: int = Field(0, ge=0)
-    density_tolerance: float = Field(0.01, gt=0)
+    density_tolerance: float = Field(DENSITY_TOLERANCE, gt=0)
     precision: Literal["float32", "float64"] = "float32"
 
     def build(self, target: Target, flow: Flow | None = None, device: str = "cpu") -> FlowSampler:

@@ -12,7 +12,7 @@ from ..flows import Flow
 from ..precision import double
 from ..targets import Target
 from .base import Draws, State, samplers
-from .density import CHECKED, check_solver
+from .density import CHECKED, DENSITY_TOLERANCE, check_solver
 from .hmc import HMC, HMCSpec
 
 
@@ -26,7 +26,7 @@ class HybridSpec(HMCSpec):
 
     needs_flow: ClassVar[bool] = True
     trajectories: int = Field(10, ge=1)
-    density_tolerance: float = Field(0.01, gt=0)
+    density_tolerance: float = Field(DENSITY_TOLERANCE, gt=0)
 
     def build(self, target: Target, flow: Flow | None = None, device: str = "cpu") -> "Hybrid":
         """The sampler. Raises `InputError` without a flow, for one without a density at given x (a stochastic flow), or for

@@ -218,6 +218,15 @@ class Ensemble:
         """What is recorded with a block: n, seconds, precision, batch, threads, versions, host, time."""
         return files.read_attributes(self.path, stream, block, self.identity)
 
+    @property
+    def density_error(self) -> float:
+        """The largest change of log q at twice the solver's resolution that is recorded with the blocks; 0 where the density
+        is exact. log Z is uncertain by up to that much. Looked at are 100 blocks at most, spread evenly.
+        """
+        keys = self.present
+        some = [keys[i] for i in np.unique(np.linspace(0, len(keys) - 1, min(len(keys), 100)).astype(int))]
+        return max((float(self.attributes(*key).get("density_error", 0.0)) for key in some), default=0.0)
+
     def check_block(self, stream: int, block: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """All arrays (the state too) and attributes of a block, read and checked whole.
 

@@ -11,11 +11,22 @@ from .settings import TrainSettings
 
 
 def require_trainable(flow: Flow, settings: TrainSettings) -> None:
-    """Raise `InputError` for an objective that needs configurations of all couplings: an ensemble has those of one."""
-    if isinstance(flow, ConditionalFlow) and settings.objective != "reverse":
+    """Raise `InputError` for an objective or an estimator that the flow cannot have: of a conditional flow one that needs
+    configurations, which an ensemble has of one coupling only; of a flow without a density at given x one that needs that.
+    """
+    if isinstance(flow, ConditionalFlow):
+        if settings.objective == "reverse":
+            return require_trainable(flow.flow, settings)
         raise InputError(
             f"train.objective = '{settings.objective}' of a conditional flow: stored configurations are of one coupling. "
             "Use objective = 'reverse', which needs none"
+        )
+    needs = settings.objective if settings.objective != "reverse" else settings.estimator
+    if not flow.any_density and needs in ("forward", "mixed", "log_variance"):
+        key = "estimator" if needs == "log_variance" else "objective"
+        raise InputError(
+            f"train.{key} = '{needs}' of {type(flow).__name__}: it has no density at given x, its weights are those of "
+            "paths. Use objective 'reverse' with estimator 'path' or 'reparametrised'"
         )
 
 

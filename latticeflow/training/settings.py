@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from ..errors import InputError
 from ..spec import Spec
+from ..threads import MAX_THREADS
 
 WHOLE = {"stage", "precision", "threads", "compile", "keep"}  # what a stage cannot change
 
@@ -57,7 +58,7 @@ class TrainSettings(Spec):
     density_tolerance: float = Field(0.01, gt=0)
     checkpoint_every: int = Field(500, gt=0)
     keep: int = Field(3, ge=1)
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=MAX_THREADS)
     compile: bool = False
     stage: tuple[dict[str, Any], ...] = ()
 
@@ -78,7 +79,13 @@ class TrainSettings(Spec):
     def model_post_init(self, context) -> None:
         schedule = self.batches
         starts = [start for start, _ in schedule]
-        if starts[0] != 0 or starts != sorted(starts) or starts[-1] >= 1 or min(b for _, b in schedule) < 1:
+        if (
+            not starts
+            or starts[0] != 0
+            or starts != sorted(starts)
+            or starts[-1] >= 1
+            or min(b for _, b in schedule) < 1
+        ):
             raise InputError(
                 f"train.batch = {self.batch}: expected a positive number or [[0.0, batch], [fraction, batch], ...] "
                 "with fractions rising from 0 and below 1"

@@ -14,6 +14,7 @@ from ..errors import LatticeflowError
 ITERATIONS = 100
 STEP = 1e-6
 GRID = 128
+NORMAL = 12  # iterations of `normal_of_log_tail`; 6 are enough from Q = 1/2 to Q = e^-10^6
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -36,17 +37,22 @@ def score(h: Tensor, log_p: Tensor, c: Tensor, log_s: Tensor) -> Tensor:
     return (log_terms.softmax(-1) * own).sum(-1)
 
 
-def upper_tail(h: Tensor, log_p: Tensor, c: Tensor, log_s: Tensor) -> Tensor:
-    """`P(h' > h) = sum_j p_j [ erfc(t_j^+) + erfc(t_j^-) ] / 4`, `t_j^{+-} = (h -+ c_j) / (sqrt(2) s_j)`, `[batch]`."""
-    t, p, _ = _standardised(h, log_p, c, log_s)
-    return 0.25 * torch.erfc(t) @ p
+def log_upper_tail(h: Tensor, log_p: Tensor, c: Tensor, log_s: Tensor) -> Tensor:
+    """`log P(h' > h)`, `P = sum_j p_j [ Q((h - c_j) / s_j) + Q((h + c_j) / s_j) ] / 2`, Q the normal tail, `[batch]`."""
+    t = (h.unsqueeze(-1) - torch.cat([c, -c])) * (-torch.cat([log_s, log_s])).exp()
+    return (torch.cat([log_p, log_p]) - math.log(2) + torch.special.log_ndtr(-t)).logsumexp(-1)
 
 
-def _standardised(h: Tensor, log_p: Tensor, c: Tensor, log_s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`t` `[batch, 2 J]` of `upper_tail`, and p and s of its columns."""
-    s = torch.cat([log_s, log_s]).exp()
-    t = (h.unsqueeze(-1) - torch.cat([c, -c])) / (math.sqrt(2) * s)
-    return t, torch.cat([log_p, log_p]).exp(), s
+def normal_of_log_tail(log_tail: Tensor) -> Tensor:
+    """The n >= 0 whose normal tail `Q(n)` has the given logarithm, at most log 1/2. Not differentiable.
+
+    Newton's iteration on log Q, which is concave, from sqrt(-2 log Q), above the root: it falls towards it.
+    """
+    n = (-2 * log_tail).sqrt()
+    for _ in range(NORMAL):
+        here = torch.special.log_ndtr(-n)
+        n = n + (here - log_tail) * (here + 0.5 * n.square() + _LOG_SQRT_2PI).exp()
+    return n
 
 
 def from_normal(n: Tensor, log_p: Tensor, c: Tensor, log_s: Tensor) -> Tensor:
@@ -57,24 +63,19 @@ def from_normal(n: Tensor, log_p: Tensor, c: Tensor, log_s: Tensor) -> Tensor:
     the implicit function theorem the last step, on the converged root, carries the derivative with respect to n and all
     parameters. Raises `LatticeflowError` where it does not get there.
     """
-    tail = 0.5 * torch.erfc(n.abs() / math.sqrt(2))
+    log_tail = torch.special.log_ndtr(-n.abs())
     with torch.no_grad():
         reach, width = c.abs().max(), log_s.exp().max()
         grid = (reach + 8 * width) * torch.linspace(0, 1, GRID, dtype=n.dtype, device=n.device)
-        table = upper_tail(grid, log_p, c, log_s)
-        above = torch.searchsorted(-table, -tail).clamp_min(1)
+        above = torch.searchsorted(-log_upper_tail(grid, log_p, c, log_s), -log_tail).clamp_min(1)
         # no Gaussian's tail at c + s |n| is more than that of |n|, hence r's at the largest of them is not
         ends = torch.cat([grid, grid.new_full((1,), torch.inf)])
         low, high = grid[above - 1], torch.minimum(ends[above], reach + width * (n.abs() + 1))
-        h, log_tail, done = 0.5 * (low + high), tail.log(), torch.zeros_like(n, dtype=torch.bool)
+        h, done = 0.5 * (low + high), torch.zeros_like(n, dtype=torch.bool)
         for _ in range(ITERATIONS):
-            t, p, s = _standardised(h, log_p, c, log_s)
-            here, density = (
-                0.25 * torch.erfc(t) @ p,
-                t.square().neg().exp() @ (p / s) / math.sqrt(8 * math.pi),
-            )
-            low, high = torch.where(here > tail, h, low), torch.where(here > tail, high, h)
-            step = (here.log() - log_tail) * here / density  # not a number where both underflow: then bisect
+            here = log_upper_tail(h, log_p, c, log_s)
+            low, high = torch.where(here > log_tail, h, low), torch.where(here > log_tail, high, h)
+            step = (here - log_tail) * (here - log_density(h, log_p, c, log_s)).exp()
             last = step.abs() <= STEP * (1 + high)
             inside = (h + step > low) & (h + step < high)
             new = torch.where(last | inside, h + step, 0.5 * (low + high))
@@ -86,6 +87,6 @@ def from_normal(n: Tensor, log_p: Tensor, c: Tensor, log_s: Tensor) -> Tensor:
                 f"quantile of a Gaussian mixture: not converged after {ITERATIONS} iterations for "
                 f"{int((~done).sum())} of {len(n)} values; are the parameters and the noise finite?"
             )
-        density = log_density(h, log_p, c, log_s).exp()
-    h = h + (upper_tail(h, log_p, c, log_s) - tail) / density
+        slope = (log_upper_tail(h, log_p, c, log_s) - log_density(h, log_p, c, log_s)).exp()
+    h = h + (log_upper_tail(h, log_p, c, log_s) - log_tail) * slope
     return n.sign() * h
