@@ -71,7 +71,7 @@ WALKED = {  # points whose training begins on smaller lattices
     "64x64": ("E3", "20x20", "32x32"),
 }
 SLOW = {
-    "64x64": {"evaluate_draws": 2048, "evaluate_every": 200, "checkpoint_every": 20}
+    "64x64": {"evaluate_draws": 2048, "evaluate_every": 400, "checkpoint_every": 20}
 }  # takes seconds a step
 LAST = {"64x64": {"lr": 1e-3}}  # settings of the last stage; it diverges at a rate of 5e-3
 

@@ -15,7 +15,8 @@ from latticeflow.targets import FreeField, Phi4, Target
 
 torch.set_num_threads(1)
 SHAPES = [(5,), (4, 4), (2, 2), (3, 6), (2, 4, 4), (2, 3, 2, 3), (1, 4)]
-PRIMARIES = [one.name for one in observables.table.values() if isinstance(one, Primary)]
+SCALAR = observables.of(Phi4(shape=(6, 6), m2=1.0, lam=1.0))
+PRIMARIES = [one.name for one in SCALAR if isinstance(one, Primary)]
 
 
 def fields(shape, n=3, seed=7):
@@ -208,4 +209,7 @@ def test_bad_input():
     class Other(Target):
         kind: ClassVar[str] = "other"
 
-    assert set(observables.left_out(Other())) == set(observables.table)
+    assert not observables.of(Other())
+    assert not observables.left_out(Other())  # all are of other theories
+    with pytest.raises(InputError, match="not a scalar field"):
+        measure(Other(), fields((4, 4)), "phi2")

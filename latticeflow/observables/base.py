@@ -23,6 +23,10 @@ from ..targets import Target
 _PIECE = 1 << 21
 
 
+class OtherTheory(str):
+    """The reason why an observable does not exist where it is one of another kind of theory, which goes without saying."""
+
+
 @dataclass(frozen=True)
 class Observable:
     """What both kinds have: `name`, `symbol` (for tables), `tex` (for plots), the formula, `missing(target)`.
@@ -114,9 +118,13 @@ class Observables:
         return [one for one in self.table.values() if one.missing(target) is None]
 
     def left_out(self, target: Target) -> dict[str, str]:
-        """Why each other observable does not exist on `target`, by name."""
+        """Why each other observable of this kind of theory does not exist on `target`, by name."""
         reasons = {one.name: one.missing(target) for one in self.table.values()}
-        return {name: reason for name, reason in reasons.items() if reason is not None}
+        return {
+            name: reason
+            for name, reason in reasons.items()
+            if reason is not None and not isinstance(reason, OtherTheory)
+        }
 
 
 observables = Observables()

@@ -13,13 +13,13 @@ from torch import Tensor
 from ..groups import wrap
 from ..targets import Target, Wilson
 from ..targets.gauge import neighbour, polyakov_loops
-from .base import observables
+from .base import OtherTheory, observables
 
 SIDES = 4  # the longest side of the Wilson loops that are measured
 
 
 def _gauge(target: Target) -> str | None:
-    return None if isinstance(target, Wilson) else f"target '{target.kind}' is not a gauge theory"
+    return None if isinstance(target, Wilson) else OtherTheory(f"target '{target.kind}' is not a gauge theory")
 
 
 def _two_dimensional_u1(target: Target) -> str | None:
@@ -147,8 +147,9 @@ _NOT_POSITIVE = "a Wilson loop's mean is not positive within the noise, and has 
 def creutz(target: Wilson, means: dict[str, np.ndarray]) -> float:
     """Creutz ratio `-log[ W(2, 2) W(1, 1) / W(1, 2)^2 ]`, the string tension where loops obey an area law."""
     w = dict(zip(sides(target), means["wilson_loops"]))
-    ratio = w[2, 2] * w[1, 1] / w[1, 2] ** 2
-    return float(-np.log(ratio)) if ratio > 0 else math.nan
+    if min(w[2, 2], w[1, 1], w[1, 2]) <= 0:
+        return math.nan
+    return float(-np.log(w[2, 2] * w[1, 1] / w[1, 2] ** 2))
 
 
 def static_potential(target: Wilson, means: np.ndarray) -> np.ndarray:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ..targets import LatticeTarget, Target
-from .base import observables
+from .base import OtherTheory, observables
 
 
 def _scalar(target: Target) -> str | None:
     if not isinstance(target, LatticeTarget) or target.event_shape != tuple(target.shape):
-        return f"target '{target.kind}' is not a scalar field on a lattice"
+        return OtherTheory(f"target '{target.kind}' is not a scalar field on a lattice")
     return None
 
 

@@ -7,6 +7,7 @@ from .cluster import Cluster, ClusterSpec
 from .emcee import EmceeSampler, EmceeSpec
 from .exact import ExactSampler, ExactSpec
 from .flow import FlowSampler, FlowSamplerSpec
+from .heatbath import HeatBath, HeatBathSpec
 from .hmc import HMC, HMCSpec
 from .hybrid import Hybrid, HybridSpec
 from .integrators import check_reversibility, trajectory
@@ -27,6 +28,8 @@ __all__ = [
     "FlowSampler",
     "FlowSamplerSpec",
     "HMCSpec",
+    "HeatBath",
+    "HeatBathSpec",
     "Hybrid",
     "HybridSpec",
     "Sampler",
