@@ -19,7 +19,9 @@ SIDES = 4  # the longest side of the Wilson loops that are measured
 
 
 def _gauge(target: Target) -> str | None:
-    return None if isinstance(target, Wilson) else OtherTheory(f"target '{target.kind}' is not a gauge theory")
+    return (
+        None if isinstance(target, Wilson) else OtherTheory(f"target '{target.kind}' is not a gauge theory")
+    )
 
 
 def _two_dimensional_u1(target: Target) -> str | None:
