@@ -29,6 +29,10 @@ class WhiteNoise(nn.Module):
         self.lattice = lattice
         self.register_buffer("like", torch.zeros(()), persistent=False)
 
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.lattice.shape
+
     def adopt(self, previous: "WhiteNoise") -> None:
         """The weights of the same base on another lattice."""
         require_same_dim(previous.lattice, self.lattice)

@@ -71,7 +71,7 @@ class Flow(nn.Module):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        return self.base.lattice.shape
+        return self.base.event_shape
 
     @property
     def dtype(self) -> torch.dtype:
