@@ -206,7 +206,7 @@ def latest(weights: Path) -> Path:
 def build_flow(deck, target: Target | None = None) -> Flow:
     """The deck's untrained flow, for `target` if given: that of a stage.
 
-    Raises `InputError` for a deck without [flow], or a target without a lattice.
+    Raises `InputError` for a deck without [flow], a target without a lattice, and a flow of other fields than the target's.
     """
     target = deck.target if target is None else target
     if deck.flow is None:
@@ -215,7 +215,13 @@ def build_flow(deck, target: Target | None = None) -> Flow:
         raise InputError(
             f"[flow] kind = '{deck.flow.kind}' lives on a lattice; target '{target.kind}' has none"
         )
-    return deck.flow.build_for(target, deck.seed)
+    flow = deck.flow.build_for(target, deck.seed)
+    if flow.event_shape != target.event_shape:
+        raise InputError(
+            f"[flow] kind = '{deck.flow.kind}' makes fields of shape {flow.event_shape}; those of target '{target.kind}' have "
+            f"{target.event_shape}"
+        )
+    return flow
 
 
 def load_flow(weights: Path, deck) -> tuple[Flow, str]:
