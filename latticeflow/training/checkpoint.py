@@ -218,7 +218,7 @@ def build_flow(deck, target: Target | None = None) -> Flow:
     flow = deck.flow.build_for(target, deck.seed)
     if flow.event_shape != target.event_shape:
         raise InputError(
-            f"[flow] kind = '{deck.flow.kind}' makes fields of shape {flow.event_shape}; those of target '{target.kind}' have "
+            f"[flow] kind = '{deck.flow.kind}' makes fields of shape {flow.event_shape}; target '{target.kind}' has "
             f"{target.event_shape}"
         )
     return flow
