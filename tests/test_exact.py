@@ -114,8 +114,8 @@ def test_strong_and_weak_coupling():
         assert exact.plaquette(group, (4, 4), 0.0) == 0
         assert exact.log_z(group, (4, 4), 0.0) == pytest.approx(0)
         # to first order each generator of each of the V - 1 independent plaquettes has 1 / 2 of beta V (1 - plaquette)
-        first = max(1, n * n - 1) / (2 * 90.0)
-        assert exact.plaquette(group, (4, 4), 90.0) == pytest.approx(1 - first * 15 / 16, abs=3 * first**2)
+        first = max(1, n * n - 1) / (2 * 40.0)
+        assert exact.plaquette(group, (4, 4), 40.0) == pytest.approx(1 - first * 15 / 16, abs=3 * first**2)
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ POINTS = [
 def spec(step, n_steps, **settings):
     return HMCSpec(
         **{
-            "chains": 128,
-            "block": 128,
+            "chains": 64,
+            "block": 64,
             "thermalisation": 100,
             "step": step,
             "length": step * n_steps,
@@ -51,13 +51,13 @@ def test_plaquette_and_exp_minus_dh(group, beta, step, n_steps):
     target = Wilson(shape=(4, 4), group=group, beta=beta)
     draws, found = plaquette(target, 120, step=step, n_steps=n_steps)
     assert abs(found.value - exact.plaquette(group, (4, 4), beta)) < 4 * found.error
-    assert found.error < 3e-3
+    assert found.error < 4e-3
     weight = mean(draws.info["exp_minus_dh"][None])
     assert abs(weight.value - 1) < 4 * weight.error
     assert 0.6 < draws.info["acceptance"].mean() < 0.99
 
 
-@pytest.mark.parametrize("group, beta, step, n_steps", POINTS)
+@pytest.mark.parametrize("group, beta, step, n_steps", POINTS[:2])
 def test_without_rejection_it_fails(group, beta, step, n_steps, monkeypatch):
     monkeypatch.setattr(
         "latticeflow.samplers.hmc.accept", lambda dh, u: torch.ones_like(dh, dtype=torch.bool)

@@ -42,10 +42,9 @@ def deck(group, beta, step):
     return Deck.parse(table)
 
 
-DECKS = {"u1": deck("u1", 2.0, 0.4), "su2": deck("su2", 2.2, 0.6), "su3": deck("su3", 6.0, 0.5)}
+DECKS = {"u1": deck("u1", 2.0, 0.4), "su3": deck("su3", 6.0, 0.5)}
 JOBS = {
     "u1": ["flow:4096", "hmc:1280", "heatbath:1280"],
-    "su2": ["heatbath:1280"],
     "su3": ["hmc:1280", "heatbath:1280"],
 }
 
