@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..groups import Group
 from ..lattice import Lattice
 from ..random import normal
 from ..transforms import mixture
@@ -59,6 +60,31 @@ class WhiteNoise(nn.Module):
     def score(self, z: Tensor) -> Tensor:
         """`d log r / dz`, shape of z."""
         return -z
+
+
+class HaarBase(WhiteNoise):
+    """Independent, uniform links of a gauge group: log r = 0 with respect to normalised Haar measure."""
+
+    def __init__(self, lattice: Lattice, group: Group):
+        super().__init__(lattice)
+        self.group = group
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.lattice.dim, *self.lattice.shape, *self.group.tail)
+
+    def noise(self, n: int, rng: np.random.Generator) -> Tensor:
+        return self.group.haar(
+            (n, self.lattice.dim, *self.lattice.shape), rng, self.like.dtype, self.like.device
+        )
+
+    def log_white(self, noise: Tensor) -> Tensor:
+        return torch.zeros(len(noise), dtype=torch.float64, device=noise.device)
+
+    def score(self, z: Tensor) -> Tensor:
+        """Zero, in left derivatives `[batch, D, *shape, *algebra_tail]`."""
+        shape = (len(z), self.lattice.dim, *self.lattice.shape, *self.group.algebra_tail)
+        return torch.zeros(shape, dtype=z.real.dtype, device=z.device)
 
 
 class Spectrum(WhiteNoise):

@@ -23,14 +23,14 @@ from scipy.special import ive
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..groups import U1, wrap
+from ..groups import GROUPS, wrap
 from ..lattice import Lattice
 from ..targets import LatticeTarget, Wilson
 from ..transforms.circular import Knots, circle_inverse, circle_map, knots
 from ..transforms.convolution import eigenvalues
 from ..transforms.plaquettes import curl, curl_transposed, lift, score_of_plaquettes
 from ..transforms.sums import site_sum
-from .base import WhiteNoise
+from .base import HaarBase
 from .continuous import ContinuousLayer
 from .flow import Flow, Layer
 from .spec import FlowSpec, flows
@@ -38,28 +38,11 @@ from .spec import FlowSpec, flows
 SCALE = 10.0
 
 
-class HaarBase(WhiteNoise):
-    """Independent, uniform links of U(1): log r = 0 with respect to normalised Haar measure."""
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return (self.lattice.dim, *self.lattice.shape)
-
-    def noise(self, n: int, rng: np.random.Generator) -> Tensor:
-        return U1().haar((n, *self.event_shape), rng, self.like.dtype, self.like.device)
-
-    def log_white(self, noise: Tensor) -> Tensor:
-        return torch.zeros(len(noise), dtype=torch.float64, device=noise.device)
-
-    def score(self, z: Tensor) -> Tensor:
-        return torch.zeros_like(z)
-
-
 class IndependentPlaquettes(HaarBase):
     """`log r = sum_{x != 0} [ kappa cos P(x) - log I_0(kappa) ]`."""
 
     def __init__(self, lattice: Lattice, kappa: float):
-        super().__init__(lattice)
+        super().__init__(lattice, GROUPS["u1"])
         self.kappa = kappa
 
     def noise(self, n: int, rng: np.random.Generator) -> Tensor:
@@ -246,7 +229,11 @@ class Plaquettes(FlowSpec):
             found = getattr(target, "group", target.kind)
             raise InputError(f"plaquettes: a flow of u1 in two dimensions; found {found} on {target.shape}")
         lattice = target.lattice
-        base = HaarBase(lattice) if self.base == "haar" else IndependentPlaquettes(lattice, target.beta)
+        base = (
+            HaarBase(lattice, target.links)
+            if self.base == "haar"
+            else IndependentPlaquettes(lattice, target.beta)
+        )
         layers: list[Layer] = [PlaquetteMap(self.bins)] if self.map else []
         layers += [Spread(lattice, self.bins)] if self.spread else []
         if self.steps:

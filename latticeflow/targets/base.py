@@ -52,6 +52,13 @@ class Target(Spec):
         """Between numbers of two configurations, not negative, shape of x."""
         return (x - y).abs()
 
+    def pair(self, covector: Tensor, x: Tensor) -> Tensor:
+        """A number of each configuration, `[batch]`, whose derivative along a motion of x with momentum p is `covector . p`;
+
+        covector `[batch, *momentum_shape]`, without gradient.
+        """
+        return (covector * x).flatten(1).sum(1)
+
     def start(self, noise: Tensor) -> Tensor:
         """Where chains begin, from white noise `[batch, *momentum_shape]`."""
         # narrow on purpose: a hot start has forces far beyond equilibrium's, and single chains then stay stuck for

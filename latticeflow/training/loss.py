@@ -57,7 +57,7 @@ def path(
         return surrogate.sum() / (batch or len(noise)), f.sum() / (batch or len(noise))
     x, log_q, score = flow.push_with_score(noise)
     fixed, batch = x.detach(), batch or len(noise)
-    surrogate = ((score - target.force(fixed)) * x).sum() / batch
+    surrogate = target.pair(score - target.force(fixed), x).sum() / batch
     return surrogate, (log_q.detach() - target.log_prob(fixed)).sum() / batch
 
 

@@ -1,0 +1,42 @@
+"""Commutator-free Runge-Kutta steps on a group, of order four (Celledoni, Marthinsen, Owren, FGCS 19 (2003) 341).
+
+`dU/dt = i v_a(U, t) T_a U`, and `dy/dt = r(t, U, y)` for a tuple y of ordinary tensors. With k = h v at the four stages and
+`e(k) = exp(i k_a T_a)`,
+
+`U_2 = e(k_1 / 2) U`, `U_3 = e(k_2 / 2) U`, `U_4 = e(k_3 - k_1 / 2) U_2`,
+`U(t + h) = e(-k_1 / 12 + k_2 / 6 + k_3 / 6 + k_4 / 4) e(k_1 / 4 + k_2 / 6 + k_3 / 6 - k_4 / 12) U`;
+
+for y, and on an abelian group, that is the classic method of order four.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..groups import Group
+
+Values = tuple[Tensor, ...]
+# (t, U, y) -> (v, dy/dt)
+Rate = Callable[[float, Tensor, Values], tuple[Tensor, Values]]
+
+
+def step(group: Group, rate: Rate, t: float, h: float, u: Tensor, y: Values) -> tuple[Tensor, Values]:
+    """(U, y) at t + h from those at t; h may be negative."""
+
+    def turned(k: Tensor, u: Tensor) -> Tensor:
+        return group.mul(group.exp(h * k), u)
+
+    k1, r1 = rate(t, u, y)
+    u2 = turned(0.5 * k1, u)
+    k2, r2 = rate(t + 0.5 * h, u2, _moved(y, 0.5 * h, r1))
+    k3, r3 = rate(t + 0.5 * h, turned(0.5 * k2, u), _moved(y, 0.5 * h, r2))
+    k4, r4 = rate(t + h, turned(k3 - 0.5 * k1, u2), _moved(y, h, r3))
+    middle = (k2 + k3) / 6
+    u = turned(middle + k1 / 4 - k4 / 12, u)
+    u = turned(middle - k1 / 12 + k4 / 4, u)
+    total = tuple(a + 2 * b + 2 * c + d for a, b, c, d in zip(r1, r2, r3, r4))
+    return u, _moved(y, h / 6, total)
+
+
+def _moved(y: Values, h: float, rates: Values) -> Values:
+    return tuple(a + h * r for a, r in zip(y, rates))

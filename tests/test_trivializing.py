@@ -1,0 +1,177 @@
+"""The gauge-equivariant continuous flow of SU(2) and SU(3): divergence, score, inverse, symmetries, training."""
+
+import math
+
+import pytest
+import torch
+from tables import rng
+from test_gauge import gauge_transform, reflect
+
+from latticeflow import exact
+from latticeflow.errors import InputError
+from latticeflow.flows.trivializing import Trivializing
+from latticeflow.lattice import Lattice
+from latticeflow.samplers import FlowSampler
+from latticeflow.statistics import summarise_weights
+from latticeflow.targets import Phi4, Wilson
+from latticeflow.training import TrainSettings, train
+from latticeflow.transforms import commutator_free
+
+torch.set_num_threads(1)
+TARGETS = [Wilson(shape=(4, 4), group="su2", beta=2.2), Wilson(shape=(3, 4), group="su3", beta=5.0)]
+ALL = [pytest.param(t, id=t.group) for t in TARGETS]
+
+
+def made(target, *key, steps=10, powers=3, strength=1.0):
+    flow = Trivializing(powers=powers, modes=2, steps=steps).build_for(target, 1).double()
+    layer = flow.layers[0]
+    with torch.no_grad():
+        for p, scale in ((layer.constant, 0.1), (layer.kernel, 0.015)):
+            p += strength * scale * torch.from_numpy(rng(*key).normal(size=tuple(p.shape)))
+    return flow
+
+
+def along(target, function, x, p, eps):
+    """The derivative of a function of links along the motion with momentum p."""
+    return (function(target.move(x.clone(), p, eps)) - function(target.move(x.clone(), p, -eps))) / (2 * eps)
+
+
+@pytest.mark.parametrize("target", ALL)
+@torch.no_grad()
+def test_divergence_is_the_trace_of_derivatives(target):
+    flow = made(target, 1)
+    x, drift = flow.noise(2, rng(2)), flow.layers[0].drift(0.3)
+    velocity, divergence = drift(x)
+    total = torch.zeros(2, dtype=torch.float64)
+    for i in range(velocity[0].numel()):
+        p = torch.zeros_like(velocity).flatten(1)
+        p[:, i] = 1
+        total += along(target, lambda u, i=i: drift(u)[0].flatten(1)[:, i], x, p.view_as(velocity), 1e-5)
+    torch.testing.assert_close(divergence, total, rtol=0, atol=1e-7)
+    assert divergence.abs().min() > 0.1
+
+
+@pytest.mark.parametrize("target", ALL)
+@torch.no_grad()
+def test_inverse_and_order_of_the_solver(target):
+    flow = made(target, 3)
+    z = flow.noise(3, rng(4))
+    x, log_q = flow.push(z)
+    assert target.links.violation(x).max() < 1e-12
+    torch.testing.assert_close(flow.log_prob(x), log_q, rtol=0, atol=1e-10)
+    assert target.distance(flow.inverse(x)[0], z).max() < 1e-10
+    error = float(flow.density_error(x, log_q).max())
+    finer = made(target, 3, steps=20)
+    y, finer_log_q = finer.push(z)
+    smaller = float(finer.density_error(y, finer_log_q).max())
+    assert 0 < smaller < error / 8  # order four: 16
+
+
+@pytest.mark.parametrize("target", ALL)
+def test_score_is_the_left_derivative_of_the_density(target):
+    flow = made(target, 5, steps=12, strength=0.4)
+    x, log_q, score = flow.push_with_score(flow.noise(2, rng(6)))
+    p = torch.from_numpy(rng(7).normal(size=tuple(score.shape)))
+    with torch.no_grad():
+        expected = along(target, flow.log_prob, x.detach(), p, 1e-4)
+        torch.testing.assert_close(flow.log_prob(x), log_q, rtol=0, atol=1e-8)
+    torch.testing.assert_close((score * p).flatten(1).sum(1), expected, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("target", ALL)
+def test_pair(target):
+    """The derivative of `pair(c, U)` along a motion is c . p, by autograd through the motion."""
+    x, c = (
+        made(target, 8).noise(2, rng(9)),
+        torch.from_numpy(rng(10).normal(size=(2, *target.momentum_shape))),
+    )
+    p = torch.from_numpy(rng(11).normal(size=(2, *target.momentum_shape)))
+    time = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(target.pair(c, target.links.exp(time * p) @ x).sum(), time)
+    torch.testing.assert_close(slope, (c * p).sum())
+
+
+@pytest.mark.parametrize("target", ALL)
+@torch.no_grad()
+def test_symmetries(target):
+    flow = made(target, 12)
+    z = flow.noise(2, rng(13))
+    x, log_q = flow.push(z)
+    g = target.links.haar((2, *target.shape), rng(14), torch.float64)
+    maps = {
+        "gauge": lambda u: gauge_transform(target, u, g),
+        "charge": lambda u: u.conj(),
+        "translation": lambda u: torch.roll(u, (1, 2), (2, 3)),
+        "reflection": lambda u: reflect(target, u, 0),
+    }
+    for name, turn in maps.items():
+        y, log_q_turned = flow.push(turn(z).resolve_conj())
+        allowed = 1e-4 if name == "reflection" else 1e-10  # that one to the order of the solver
+        assert target.distance(y, turn(x)).max() < allowed, name
+        torch.testing.assert_close(log_q_turned, log_q, rtol=0, atol=10 * allowed, msg=name)
+    assert target.distance(x, z).max() > 0.1
+
+
+def test_commutator_free_steps_are_of_order_four():
+    """`dU/dt = i v(t) U` with v of two directions that do not commute, against ten times as many steps."""
+    group = TARGETS[0].links
+    a, b = (torch.from_numpy(rng(15, i).normal(size=3)) for i in range(2))
+
+    def rate(t, u, y):
+        return a * (1 + t) + b * math.sin(3 * t) + group.gradient(u), (group.trace(u),)
+
+    def solved(steps):
+        u, y = torch.eye(2, dtype=torch.complex128), (torch.zeros((), dtype=torch.float64),)
+        for k in range(steps):
+            u, y = commutator_free.step(group, rate, k / steps, 1 / steps, u, y)
+        return torch.cat([torch.view_as_real(u).flatten(), y[0][None]])
+
+    fine = solved(320)
+    errors = [float((solved(steps) - fine).abs().max()) for steps in (8, 16)]
+    assert 10 < errors[0] / errors[1] < 24
+
+
+def test_training_lowers_the_loss_to_the_exact_free_energy():
+    """SU(2), 4x4, beta = 1: log Z of the weights is that of the character expansion, ESS rises."""
+    target = Wilson(shape=(4, 4), group="su2", beta=1.0)
+    flow = Trivializing(powers=1, modes=1, steps=2).build_for(target, 1)
+    before = weights(target, flow)
+    train(
+        flow,
+        target,
+        TrainSettings(steps=25, lr=0.03, warmup=3, batch=32, evaluate_draws=1024, density_tolerance=0.5),
+        seed=1,
+    )
+    after = weights(target, flow)
+    assert before.ess < 0.5 and after.ess > 0.9
+    assert abs(after.log_z - exact.log_z("su2", (4, 4), 1.0)) < 4 * after.log_z_error + 0.02
+
+
+def weights(target, flow):
+    return summarise_weights(FlowSampler(target, flow).draw(None, 2048, rng(16))[0].log_w)
+
+
+def test_what_cannot_be_is_refused():
+    for target in (
+        Wilson(shape=(4, 4, 4), group="su3", beta=1.0),
+        Wilson(shape=(4, 4), group="u1", beta=1.0),
+        Phi4(shape=(4, 4), m2=1.0, lam=1.0),
+    ):
+        with pytest.raises(InputError, match="a flow of su2 and su3 in two dimensions; found"):
+            Trivializing().build_for(target, 1)
+    with pytest.raises(InputError, match="use build_for"):
+        Trivializing().build(Lattice((4, 4)), 1)
+
+
+def test_goes_on_on_a_larger_lattice():
+    small = made(TARGETS[0], 17)
+    large = Trivializing(powers=3, modes=2).build_for(Wilson(shape=(8, 8), group="su2", beta=3.0), 1).double()
+    large.adopt(small)
+    x = small.noise(1, rng(18))
+    again = torch.cat(
+        [torch.cat([x, x], 2), torch.cat([x, x], 2)], 3
+    )  # periodic: what one copy feels, all feel
+    velocity, divergence = small.layers[0].drift(0.2)(x)
+    wide, total = large.layers[0].drift(0.2)(again)
+    torch.testing.assert_close(total, 4 * divergence)
+    torch.testing.assert_close(wide[:, :, :4, :4], velocity)
