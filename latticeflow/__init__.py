@@ -17,7 +17,7 @@ _HOME = {
     "random": ["Purpose", "stream"],
     "errors": ["LatticeflowError"],
     "statistics": ["forward_weights", "jackknife", "mean", "summarise_weights", "tau_int"],
-    "targets": ["FreeField", "Phi4", "Target", "Wilson"],
+    "targets": ["FreeField", "Phi4", "Schwinger", "Target", "Wilson"],
     "observables": ["measure", "observables"],
     "flows": ["Affine", "Continuous", "Flow", "Split", "Symmetrised", "SymmetrisedFlow", "Tutorial"],
     "flows.conditional": ["Conditional", "ConditionalFlow"],

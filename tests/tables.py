@@ -7,7 +7,7 @@ from latticeflow.flows import Affine, AffineCoupling, Continuous, Split, SplitLa
 from latticeflow.flows.networks import conv_net
 from latticeflow.lattice import Lattice
 from latticeflow.random import Purpose, stream
-from latticeflow.targets import FreeField, Phi4, Wilson
+from latticeflow.targets import FreeField, Phi4, Schwinger, Wilson
 from latticeflow.transforms.harmonic import HarmonicMap, harmonic_inverse
 
 TARGETS = {
@@ -30,6 +30,10 @@ TARGETS = {
         Wilson(shape=(2, 2, 3, 2), group="su2", beta=1.0),
         Wilson(shape=(3, 3), group="su3", beta=6.0),
         Wilson(shape=(2, 3, 2, 2), group="su3", beta=5.5),
+    ],
+    "schwinger": [
+        Schwinger(shape=(4, 4), beta=2.0, kappa=0.276),
+        Schwinger(shape=(2, 6), beta=1.0, kappa=0.2),
     ],
 }
 SCALARS = ("phi4", "free")

@@ -16,7 +16,7 @@ from latticeflow.random import Purpose, stream
 from latticeflow.samplers import HeatBathSpec
 from latticeflow.samplers.heatbath import instanton, su2_heat_bath
 from latticeflow.statistics import mean
-from latticeflow.targets import Phi4, Wilson
+from latticeflow.targets import Phi4, Schwinger, Wilson
 
 torch.set_num_threads(1)
 POINTS = [("u1", 2.0), ("su2", 2.2), ("su3", 6.0)]
@@ -125,7 +125,12 @@ def test_the_next_block_goes_on(request):
 @pytest.mark.parametrize(
     "spec, target, message",
     [
-        (dict(), Phi4(shape=(4, 4), m2=1.0, lam=1.0), "no links with staples; expected 'wilson'"),
+        (dict(), Phi4(shape=(4, 4), m2=1.0, lam=1.0), "no sum over links with staples; expected 'wilson'"),
+        (
+            dict(),
+            Schwinger(shape=(4, 4), beta=2.0, kappa=0.2),
+            "no sum over links with staples; expected 'wilson'",
+        ),
         (dict(), Wilson(shape=(4, 5), group="u1", beta=1.0), "even sides, found"),
         (dict(winding=1), Wilson(shape=(4, 4), group="su2", beta=1.0), "winding updates are known for u1"),
         (dict(winding=1), Wilson(shape=(4, 4, 4), group="u1", beta=1.0), "winding updates are known for u1"),

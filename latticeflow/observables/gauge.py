@@ -67,18 +67,14 @@ def action(target: Wilson, x: Tensor) -> Tensor:
     exact=lambda target: 0.0,
 )
 def schwinger_dyson(target: Wilson, x: Tensor) -> Tensor:
-    """`sum (d_a S)^2 - d_a d_a S` over links and a, `[n]`; its mean is zero exactly (integration by parts).
-
-    `sum d_a d_a S = 4 C beta sum_P Re tr P / N`, `C = (N^2 - 1) / 2 N` (U(1): 1): each plaquette has four links.
-    """
-    group = target.links
-    casimir = (group.n**2 - 1) / (2 * group.n) if group.n > 1 else 1.0
-    return target.force(x).square().flatten(1).sum(1) + 4 * casimir * target.action(x)
+    """`sum (d_a S)^2 - d_a d_a S` over links and a, `[n]`; its mean is zero exactly (integration by parts)."""
+    return target.force(x).square().flatten(1).sum(1) - target.laplacian(x)
 
 
 @observables.primary("polyakov", "⟨L⟩", r"\langle L \rangle", _gauge)
 def polyakov(target: Wilson, x: Tensor) -> Tensor:
-    """`Re tr L / N`, L the Polyakov loops in the last direction, `[n]`; its mean is zero by the centre's symmetry."""
+    """`Re tr L / N`, L the Polyakov loops in the last direction, `[n]`; its mean is zero by the centre's symmetry (without
+    fermions)."""
     return polyakov_loops(target.links, x, len(target.shape) - 1).real.flatten(1).mean(1)
 
 

@@ -46,9 +46,10 @@ class HeatBathSpec(SamplerSpec):
     def build(self, target: Target, flow: Any = None, device: str = "cpu") -> "HeatBath":
         """The sampler. Raises `InputError` for another target than Wilson's, for odd sides, and for winding elsewhere than
         in U(1) in two dimensions."""
-        if not isinstance(target, Wilson):
+        if type(target) is not Wilson:  # what inherits from it has more than plaquettes in its action
             raise InputError(
-                f"{self.kind}: target '{target.kind}' has no links with staples; expected 'wilson'. Use hmc"
+                f"{self.kind}: the action of target '{target.kind}' is no sum over links with staples; expected "
+                "'wilson'. Use hmc"
             )
         target.lattice.require_even(self.kind)
         if self.winding and (target.group != "u1" or len(target.shape) != 2):

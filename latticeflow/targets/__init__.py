@@ -4,7 +4,8 @@ from ..spec import import_all
 from .base import LatticeTarget, Target, targets
 from .gauge import Wilson
 from .scalar import FreeField, Phi4
+from .schwinger import Schwinger
 
 import_all(__name__, __path__)
 
-__all__ = ["FreeField", "LatticeTarget", "Phi4", "Target", "Wilson", "targets"]
+__all__ = ["FreeField", "LatticeTarget", "Phi4", "Schwinger", "Target", "Wilson", "targets"]

@@ -32,9 +32,9 @@ class Wilson(LatticeTarget):
     def model_post_init(self, context) -> None:
         super().model_post_init(context)
         if self.beta < 0:
-            raise InputError(f"wilson with beta = {self.beta}: expected beta >= 0")
+            raise InputError(f"{self.kind} with beta = {self.beta}: expected beta >= 0")
         if len(self.shape) < 2:
-            raise InputError(f"wilson on {self.shape}: plaquettes need 2 to 4 dimensions")
+            raise InputError(f"{self.kind} on {self.shape}: plaquettes need 2 to 4 dimensions")
 
     @property
     def links(self) -> Group:
@@ -96,14 +96,20 @@ class Wilson(LatticeTarget):
         self.check(x)
         return _angle_force(self, x) if self.group == "u1" else _matrix_force(self, x)
 
+    def laplacian(self, x: Tensor) -> Tensor:
+        """`sum d_a d_a S` over links and a, `[batch]`: `-4 C S`, `C = (N^2 - 1) / 2 N` (U(1): 1): plaquettes have four."""
+        n = self.links.n
+        casimir = (n**2 - 1) / (2 * n) if n > 1 else 1.0
+        return -4 * casimir * Wilson.action(self, x)
+
     def check_links(self, x: Tensor) -> Tensor:
         """x itself; raises `InputError` where a link is off the group by more than rounding."""
         off = self.links.violation(self.check(x)).flatten(1).amax(1)
         bad = ~(off <= OFF_GROUP)  # NaN is off, too
         if bad.any():
             raise InputError(
-                f"wilson: {int(bad.sum())} of {len(x)} configurations, the first number {int(bad.int().argmax())}, hold "
-                f"links off {self.links.name}, by up to {float(off.max()):.3g}; allowed {OFF_GROUP}"
+                f"{self.kind}: {int(bad.sum())} of {len(x)} configurations, the first number {int(bad.int().argmax())}, "
+                f"hold links off {self.links.name}, by up to {float(off.max()):.3g}; allowed {OFF_GROUP}"
             )
         return x
 
