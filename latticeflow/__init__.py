@@ -33,6 +33,7 @@ _HOME = {
         "HMCSpec",
         "HeatBathSpec",
         "HybridSpec",
+        "PseudofermionsSpec",
         "Sampler",
     ],
     "correction": ["metropolis", "reweight", "unweight"],

@@ -11,6 +11,7 @@ from .heatbath import HeatBath, HeatBathSpec
 from .hmc import HMC, HMCSpec
 from .hybrid import Hybrid, HybridSpec
 from .integrators import check_reversibility, trajectory
+from .pseudofermions import Pseudofermions, PseudofermionsSpec
 
 import_all(__name__, __path__)
 
@@ -32,6 +33,8 @@ __all__ = [
     "HeatBathSpec",
     "Hybrid",
     "HybridSpec",
+    "Pseudofermions",
+    "PseudofermionsSpec",
     "Sampler",
     "SamplerSpec",
     "State",

@@ -174,9 +174,11 @@ class HMC(Sampler):
     def _reversibility(self, chains: Tuning, step: float, n_steps: int, rng: np.random.Generator) -> State:
         """There and back from every chain's x. Raises `StatisticsError` beyond `rounding_bound`."""
         x = chains.x
-        # momenta from a copy of the generator: nothing that is drawn later depends on the check
-        p = self.noise(copy.deepcopy(rng))
-        dx, dh = check_reversibility(self.target, x, p, step, n_steps, self.spec.integrator, chains.mass)
+        # from a copy of the generator: nothing that is drawn later depends on the check
+        copied = copy.deepcopy(rng)
+        p = self.noise(copied)
+        target, _ = self.followed(x, chains.log_prob, copied)
+        dx, dh = check_reversibility(target, x, p, step, n_steps, self.spec.integrator, chains.mass)
         bound = rounding_bound(x, p, n_steps, self.spec.integrator)
         if not dx <= bound:  # NaN is no rounding either
             raise StatisticsError(
@@ -226,6 +228,13 @@ class HMC(Sampler):
             raise InputError(f"{kind}: {found}; expected what `start` gave, x of shape {expected}")
         return state
 
+    def followed(self, x: Tensor, log_prob: Tensor, rng: np.random.Generator) -> tuple[Target, Tensor]:
+        """The target whose trajectory begins at x, and its log_prob there: the sampler's own.
+
+        Where S is an integral over auxiliary fields, the target at fixed ones, drawn here by their heat bath.
+        """
+        return self.target, log_prob
+
     def update(
         self,
         x: Tensor,
@@ -239,11 +248,12 @@ class HMC(Sampler):
         step *= 1 + self.spec.jitter * (2 * rng.random() - 1)
         p = self.noise(rng)
         u = torch.from_numpy(rng.random(self.chains)).to(self.device)
+        target, before = self.followed(x, log_prob, rng)
         v = p if mass is None else mass.velocity(p)
-        y, q = trajectory(self.target, x, v, step, n_steps, self.spec.integrator, mass)
+        y, q = trajectory(target, x, v, step, n_steps, self.spec.integrator, mass)
         q = q if mass is None else mass.white(q)
-        new = self.target.log_prob(double(y))
-        dh = hamiltonian(new, q) - hamiltonian(log_prob, p)
+        new = target.log_prob(double(y))
+        dh = hamiltonian(new, q) - hamiltonian(before, p)
         ok = accept(dh, u)
         return Update(
             x=torch.where(ok.view(-1, *[1] * (x.dim() - 1)), y, x),

@@ -51,6 +51,7 @@ class Dirac:
         self.near = [
             on(place[near[own]]) for own in self.sites
         ]  # [V / 2, 4], among sites of the other parity
+        self.moves = [(HOPS * one + torch.arange(HOPS, device=device)).flatten() for one in self.near]
         self.link = [on(link[own]) for own in self.sites]
         self.boundary = [on(boundary[own]) for own in self.sites]
         self.direction = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64, device=device)
@@ -87,10 +88,12 @@ class Dirac:
 
     def hop(self, phases: tuple[Tensor, Tensor], parity: int, psi: Tensor) -> Tensor:
         """`H psi` on the sites of `parity`, psi `[batch, V / 2, 2, ...]` on the others."""
-        up, down = psi[:, self.near[parity]].unbind(3)  # [batch, V / 2, 4, ...]
+        up, down = psi.unsqueeze(2).unbind(3)
         tail = [1] * (up.dim() - 3)
         lower = self.lower.view(-1, *tail)
-        along = phases[parity].view(*phases[parity].shape, *tail) * (up + lower.conj() * down)
+        half = (up + lower.conj() * down).flatten(1, 2)  # w^dagger psi, before it moves: half the numbers
+        moved = half.index_select(1, self.moves[parity]).unflatten(1, (self.half, HOPS))
+        along = phases[parity].view(*phases[parity].shape, *tail) * moved
         return torch.stack([along.sum(2), (lower * along).sum(2)], 2)
 
     def _paths(self, phases: tuple[Tensor, Tensor]) -> Tensor:
