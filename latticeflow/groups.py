@@ -78,6 +78,16 @@ class Group:
         """How far U is from the group: the largest of `|U^dagger U - 1|` and `|det U - 1|`, `[...]`."""
         raise NotImplementedError
 
+    def pair(self, covector: Tensor, u: Tensor) -> Tensor:
+        """A number of each configuration of links, `[batch]`, whose derivative along a motion of u with coefficients p
+        is `covector . p`; covector without gradient.
+        """
+        raise NotImplementedError
+
+    def left_derivative(self, u: Tensor, slope: Tensor) -> Tensor:
+        """`d_a f(U)`, `[..., *algebra_tail]`, from the `slope` that autograd gives for links u."""
+        raise NotImplementedError
+
 
 class U1(Group):
     name, n, tail, algebra_tail, generators = "U(1)", 1, (), (), 1
@@ -117,6 +127,12 @@ class U1(Group):
     def violation(self, u: Tensor) -> Tensor:
         """Zero: every finite angle is on the group."""
         return torch.where(u.isfinite(), 0.0, math.inf)
+
+    def pair(self, covector: Tensor, u: Tensor) -> Tensor:
+        return (covector * u).flatten(1).sum(1)
+
+    def left_derivative(self, u: Tensor, slope: Tensor) -> Tensor:
+        return slope
 
 
 def wrap(angle: Tensor) -> Tensor:
@@ -260,6 +276,14 @@ class SU(Group):
         off = (u.mH @ u - torch.eye(self.n, dtype=u.dtype, device=u.device)).abs().amax((-2, -1))
         return torch.maximum(off, (torch.linalg.det(u) - 1).abs())
 
+    def pair(self, covector: Tensor, u: Tensor) -> Tensor:
+        """`2 Im tr [ c_a T_a U U_0^dagger ]`, U_0 = U without its gradient."""
+        turned = self.hermitian(covector) @ u
+        return 2 * (turned * u.detach().conj()).imag.flatten(1).sum(1)
+
+    def left_derivative(self, u: Tensor, slope: Tensor) -> Tensor:
+        return self.gradient(u @ slope.mH)
+
 
 def _last_column(columns: list[Tensor]) -> Tensor:
     if len(columns) == 1:
@@ -294,9 +318,27 @@ class _Log(torch.autograd.Function):
 
 
 def eigen_angles(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Angles `[..., N]` in (-pi, pi] and orthonormal eigenvectors `[..., N, N]` (columns) of unitary matrices."""
+    """Angles `[..., N]` in (-pi, pi] and orthonormal eigenvectors `[..., N, N]` (columns) of matrices of SU(N)."""
+    if u.shape[-1] == 2:
+        return _eigen_angles_of_su2(u)
     v = torch.linalg.qr(torch.linalg.eig(u).eigenvectors).Q  # of equal eigenvalues, too, orthonormal
     return (v.mH @ u @ v).diagonal(dim1=-2, dim2=-1).angle(), v
+
+
+def _eigen_angles_of_su2(u: Tensor) -> tuple[Tensor, Tensor]:
+    """`U = cos theta + i sin theta n . sigma`: angles +-theta, and of n the spinor of its nearer pole."""
+    a, b = (u[..., 0, 0] + u[..., 1, 1].conj()) / 2, (u[..., 0, 1] - u[..., 1, 0].conj()) / 2
+    z, side = a.imag, b * -1j  # sin theta times n_z and n_x - i n_y
+    sine = torch.hypot(z, side.abs())
+    theta = torch.atan2(sine, a.real)
+    north = z >= 0
+    top = torch.where(north, (sine + z.abs()).to(side), side)
+    bottom = torch.where(north, side.conj(), (sine + z.abs()).to(side))
+    top = torch.where(sine == 0, torch.ones_like(top), top)
+    norm = torch.hypot(top.abs(), bottom.abs())
+    top, bottom = top / norm, bottom / norm
+    v = torch.stack([torch.stack([top, -bottom.conj()], -1), torch.stack([bottom, top.conj()], -1)], -2)
+    return torch.stack([theta, torch.where(sine == 0, theta, -theta)], -1), v
 
 
 GROUPS: dict[str, Group] = {"u1": U1(), "su2": SU(2), "su3": SU(3)}

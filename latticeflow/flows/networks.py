@@ -19,10 +19,18 @@ class CircularConv(nn.Module):
 
     `y_o(s) = b_o + sum_{i, |d_mu| <= (k-1)/2} W_oi(d) x_i(s + d)`, odd kernel size k. Weights and biases start
     uniform in +-1/sqrt(fan_in), torch's default. torch has no 4D convolution: there it is a sum over
-    shifts along the first axis of 3D ones. Raises `InputError` for an even kernel.
+    shifts along the first axis of 3D ones. Without `bias` b = 0. Raises `InputError` for an even kernel.
     """
 
-    def __init__(self, dim: int, channels_in: int, channels_out: int, kernel: int, rng: np.random.Generator):
+    def __init__(
+        self,
+        dim: int,
+        channels_in: int,
+        channels_out: int,
+        kernel: int,
+        rng: np.random.Generator,
+        bias: bool = True,
+    ):
         super().__init__()
         if kernel % 2 == 0 or kernel < 1:
             raise InputError(f"convolution kernel of size {kernel}: expected an odd size")
@@ -33,13 +41,13 @@ class CircularConv(nn.Module):
             return nn.Parameter((2 * uniform(rng, shape, dtype=torch.float32) - 1) * bound)
 
         self.weight = start(channels_out, channels_in, *(kernel,) * dim)
-        self.bias = start(channels_out)
+        self.bias = start(channels_out) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.dim < 4:
             return self._conv(x, self.weight, self.bias)
         batch, channels, length, *rest = x.shape
-        total = self.bias.view(1, -1, 1, 1, 1, 1)
+        total = x.new_zeros(()) if self.bias is None else self.bias.view(1, -1, 1, 1, 1, 1)
         for k in range(2 * self.reach + 1):
             shifted = torch.roll(x, self.reach - k, dims=2).transpose(1, 2).reshape(-1, channels, *rest)
             y = self._conv(shifted, self.weight[:, :, k], None)

@@ -153,7 +153,7 @@ class TrivializingLayer(Layer):
         with torch.no_grad():
             v, s = group.hermitian(velocity), group.hermitian(score)
             turn = group.coefficients(1j * (v @ s - s @ v))
-            rate = turn - group.gradient(u @ slope.mH)
+            rate = turn - group.left_derivative(u, slope)
         return velocity, (divergence.detach(), rate)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..groups import GROUPS, SU, Group, wrap
+from ..groups import GROUPS, Group, wrap
 from .base import LatticeTarget, targets
 
 OFF_GROUP = 1e-3  # largest |U^dagger U - 1| of links that are taken for rounded ones
@@ -61,11 +61,7 @@ class Wilson(LatticeTarget):
         return self.links.project(x)
 
     def pair(self, covector: Tensor, x: Tensor) -> Tensor:
-        """For SU(N) `2 Im tr [ c_a T_a U U_0^dagger ]`, U_0 = U without its gradient."""
-        if not isinstance(self.links, SU):
-            return super().pair(covector, x)
-        turned = self.links.hermitian(covector) @ x
-        return 2 * (turned * x.detach().conj()).imag.flatten(1).sum(1)
+        return self.links.pair(covector, x)
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         return wrap(x - y).abs() if self.group == "u1" else (x - y).abs()

@@ -1,0 +1,149 @@
+"""Gauge-equivariant coupling layers: plaquettes are moved, links follow (2003.06413, 2008.05456, 2101.08176).
+
+A layer has a mask (`gauge_masks`). On its active links `U = U_mu(x)`, with the plaquette `P = U S`, S the staple,
+
+`P -> P' = h(P; frozen loops)`, `U' = P' S^dagger = P' P^dagger U`,
+
+h a map that commutes with conjugation (`transforms.plaquette_maps`): of the angle for U(1), of the eigenvalues for SU(2)
+and SU(3). S and the loops that h depends on hold no active link, so that the Jacobian is the product of those of h, each
+with respect to Haar's measure. Layers commute with gauge transformations and charge conjugation, and with translations
+by the mask's period: 4 (stripes), or 2 and (1, 1) (checkerboard).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..errors import InputError
+from ..groups import Group, wrap
+from ..lattice import Lattice
+from ..random import Purpose, stream
+from ..targets import LatticeTarget, Wilson
+from ..transforms.paths import Paths
+from ..transforms.plaquette_maps import CircleSpline, PlaquetteMap, Projections, SpectralSU2, SpectralSU3
+from ..transforms.sums import site_sum
+from .base import HaarBase
+from .flow import Flow, Layer
+from .gauge_context import Context, FrozenLoops
+from .gauge_masks import Mask, checkerboard, require_every_link, stripes
+from .plaquettes import IndependentPlaquettes
+from .spec import FlowSpec, flows
+
+
+class GaugeCoupling(Layer):
+    """The layer of the module's docstring for links `[batch, D, *shape, *tail]`."""
+
+    active: Tensor
+
+    def __init__(
+        self,
+        group: Group,
+        mask: Mask,
+        h: PlaquetteMap,
+        sizes: Sequence[tuple[int, int]],
+        hidden: Sequence[int],
+        kernel: int,
+        rng: np.random.Generator,
+    ):
+        super().__init__()
+        self.group, self.h = group, h
+        self.staple = Paths(mask.lattice, mask.ahead, mask.staple)
+        self.loops = FrozenLoops(group, mask, sizes)
+        self.context = Context(mask, self.loops, h.evens, h.odds, hidden, kernel, rng)
+        self.register_buffer("active", torch.from_numpy(mask.links), persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._move(x, self.h.forward)
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self._move(y, self.h.inverse)
+
+    def _move(self, x: Tensor, h) -> tuple[Tensor, Tensor]:
+        group, lattice_axes = self.group, x.dim() - 1 - len(self.group.tail)
+        flat = x.flatten(1, lattice_axes)
+        s = self.staple(group, flat)
+        p = group.mul(flat.index_select(1, self.active), s)
+        p, log_slope = h(p, *self.context(*self.loops(flat, s)))
+        moved = group.mul(p, group.dagger(s))
+        moved = wrap(moved) if group.n == 1 else moved
+        return flat.index_copy(1, self.active, moved).view_as(x), site_sum(log_slope)
+
+    def forward_with_score(self, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As of any layer, by autograd through the inverse; scores are left derivatives."""
+        y, log_det = self(x)
+        with torch.enable_grad():
+            end = y.detach().requires_grad_(True)
+            start, log_det_inverse = self.inverse(end)
+            paired = self.group.pair(score, start).sum() + log_det_inverse.sum()
+            (slope,) = torch.autograd.grad(paired, end)
+        return y, log_det, self.group.left_derivative(end.detach(), slope)
+
+
+@flows.add("gauge_coupling")
+class GaugeCouplingFlow(FlowSpec):
+    """Coupling layers of a gauge theory: `sweeps` times over all masks, so that each moves every link.
+
+    `mask`: "checkerboard", of even sides in any dimension, 2 D layers a sweep, or "stripes", two dimensions and sides that
+    are multiples of 4, 8 layers. `coupling`: "spline", or, of U(1), "ncp", a mixture of non-compact projections; `bins` of
+    splines, `components` of mixtures. `loops`: sizes a x b of the frozen rectangles; `hidden` channels and `kernel` of the
+    context networks. `base`: "haar", or, of U(1) in two dimensions, "independent" plaquettes at the target's beta.
+    """
+
+    sweeps: int = Field(4, ge=1)
+    mask: Literal["checkerboard", "stripes"] = "checkerboard"
+    coupling: Literal["spline", "ncp"] = "spline"
+    bins: int = Field(8, ge=1, le=100)
+    components: int = Field(6, ge=1)
+    loops: tuple[tuple[int, int], ...] = ((1, 1), (1, 2), (2, 1), (2, 2))
+    hidden: tuple[int, ...] = Field((16, 16), min_length=1)
+    kernel: int = Field(3, gt=0)
+    base: Literal["haar", "independent"] = "haar"
+
+    def model_post_init(self, context) -> None:
+        if any(min(size) < 1 for size in self.loops) or min(self.hidden) < 1:
+            raise InputError(
+                f"gauge_coupling: loops = {self.loops}, hidden = {self.hidden}: expected positive numbers"
+            )
+
+    def build(self, lattice: Lattice, seed: int) -> Flow:
+        raise InputError(
+            "gauge_coupling: the flow needs the target's group: in Python use build_for(target, seed)"
+        )
+
+    def build_for(self, target: LatticeTarget, seed: int) -> Flow:
+        """Raises `InputError` for a target without links, and for what its group or lattice does not allow."""
+        if not isinstance(target, Wilson):
+            raise InputError(f"gauge_coupling: a flow of u1, su2 and su3; found target '{target.kind}'")
+        rng, lattice = stream(seed, Purpose.INIT), target.lattice
+        masks: list[Mask] = []
+        for sweep in range(self.sweeps):
+            masks += checkerboard(lattice, sweep) if self.mask == "checkerboard" else stripes(lattice)
+        require_every_link(masks)
+        h = self._map(target)
+        layers = [
+            GaugeCoupling(target.links, mask, h, self.loops, self.hidden, self.kernel, rng) for mask in masks
+        ]
+        return Flow(self._base(target), layers)
+
+    def _map(self, target: Wilson) -> PlaquetteMap:
+        if self.coupling == "ncp":
+            if target.group != "u1":
+                raise InputError(
+                    f"gauge_coupling: coupling = 'ncp' is of u1; found {target.group}, use 'spline'"
+                )
+            return Projections(self.components)
+        return {"u1": CircleSpline, "su2": SpectralSU2, "su3": SpectralSU3}[target.group](self.bins)
+
+    def _base(self, target: Wilson) -> HaarBase:
+        if self.base == "haar":
+            return HaarBase(target.lattice, target.links)
+        if target.group != "u1" or target.lattice.dim != 2:
+            raise InputError(
+                f"gauge_coupling: base 'independent' is of u1 in two dimensions; found {target.group} on {target.shape}, "
+                "use 'haar'"
+            )
+        return IndependentPlaquettes(target.lattice, target.beta)
