@@ -10,7 +10,7 @@ with respect to Haar's measure. Layers commute with gauge transformations and ch
 by the mask's period: 4 (stripes), or 2 and (1, 1) (checkerboard).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -33,6 +33,8 @@ from .gauge_masks import Mask, checkerboard, require_every_link, stripes
 from .plaquettes import IndependentPlaquettes
 from .spec import FlowSpec, flows
 
+Move = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
 
 class GaugeCoupling(Layer):
     """The layer of the module's docstring for links `[batch, D, *shape, *tail]`."""
@@ -50,7 +52,7 @@ class GaugeCoupling(Layer):
         rng: np.random.Generator,
     ):
         super().__init__()
-        self.group, self.h = group, h
+        self.group, self.h, self.dim = group, h, mask.lattice.dim
         self.staple = Paths(mask.lattice, mask.ahead, mask.staple)
         self.loops = FrozenLoops(group, mask, sizes)
         self.context = Context(mask, self.loops, h.evens, h.odds, hidden, kernel, rng)
@@ -62,25 +64,43 @@ class GaugeCoupling(Layer):
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         return self._move(y, self.h.inverse)
 
-    def _move(self, x: Tensor, h) -> tuple[Tensor, Tensor]:
-        group, lattice_axes = self.group, x.dim() - 1 - len(self.group.tail)
-        flat = x.flatten(1, lattice_axes)
-        s = self.staple(group, flat)
-        p = group.mul(flat.index_select(1, self.active), s)
-        p, log_slope = h(p, *self.context(*self.loops(flat, s)))
-        moved = group.mul(p, group.dagger(s))
-        moved = wrap(moved) if group.n == 1 else moved
-        return flat.index_copy(1, self.active, moved).view_as(x), site_sum(log_slope)
+    def _move(self, x: Tensor, h: Move) -> tuple[Tensor, Tensor]:
+        flat = x.flatten(1, self.dim + 1)
+        links, log_slope = self._links(flat.index_select(1, self.active), h, *self._surroundings(flat))
+        return flat.index_copy(1, self.active, links).view_as(x), site_sum(log_slope)
+
+    def _surroundings(self, flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Staples of the active links, and both kinds of parameters: functions of frozen links."""
+        s = self.staple(self.group, flat)
+        return s, *self.context(*self.loops(flat, s))
+
+    def _links(self, u: Tensor, h: Move, s: Tensor, even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
+        """The active links u `[batch, n, *tail]`, moved by h."""
+        p, log_slope = h(self.group.mul(u, s), even, odd)
+        moved = self.group.mul(p, self.group.dagger(s))
+        return wrap(moved) if self.group.n == 1 else moved, log_slope
 
     def forward_with_score(self, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As of any layer, by autograd through the inverse; scores are left derivatives."""
-        y, log_det = self(x)
+        """As of any layer, but that the inverse sees the surroundings that were computed forwards, as frozen links stay.
+
+        Scores are left derivatives.
+        """
+        group = self.group
         with torch.enable_grad():
-            end = y.detach().requires_grad_(True)
-            start, log_det_inverse = self.inverse(end)
-            paired = self.group.pair(score, start).sum() + log_det_inverse.sum()
-            (slope,) = torch.autograd.grad(paired, end)
-        return y, log_det, self.group.left_derivative(end.detach(), slope)
+            x = x if x.requires_grad else x.detach().requires_grad_(True)
+            flat = x.flatten(1, self.dim + 1)
+            seen = self._surroundings(flat)
+            links, log_slope = self._links(flat.index_select(1, self.active), self.h.forward, *seen)
+            end, *held = (one.detach().requires_grad_(True) for one in (links, *seen))
+            start, log_back = self._links(end, self.h.inverse, *held)
+            scores = score.flatten(1, self.dim + 1)
+            paired = group.pair(scores.index_select(1, self.active), start).sum() + log_back.sum()
+            own, *slopes = torch.autograd.grad(paired, [end, *held], materialize_grads=True)
+            (slope,) = torch.autograd.grad(seen, flat, slopes, retain_graph=True)
+        scores = scores + group.left_derivative(flat.detach(), slope)  # zero of the active links
+        scores = scores.index_copy(1, self.active, group.left_derivative(end.detach(), own))
+        y = flat.index_copy(1, self.active, links).view_as(x)
+        return y, site_sum(log_slope), scores.view_as(score)
 
 
 @flows.add("gauge_coupling")
