@@ -5,7 +5,8 @@ one, at the origin, what the torus leaves, gauge and Polyakov loops uniform. Lay
 
 - `PlaquetteMap`: one monotone map h of the circle for all plaquettes but the one at the origin, which takes up the rest.
   From Haar's measure, where they are independent and uniform, it makes any independent ones: it moves the charge.
-- `Spread`: h acts on the plaquette at the origin, and the others take up the rest, each a share of it.
+- `Spread`: h acts on the plaquette at the origin, and the others take up the rest, each a share of it. It starts from the
+  map that takes uniform angles to the von Mises distribution at beta, which is what it has to do where V is large.
 - `PlaquetteDrift`: the continuous flow `dtheta_0/dt = v(x) - v(x - e1)`, `dtheta_1/dt = -v(x) + v(x - e0)`,
   `v(x) = sum_y sum_n K_n(x - y; t) sin(n P(y))`, in the spirit of Luescher's trivializing flow (0907.5491) but with
   kernels of any range. On plaquettes it is `dP/dt = -Laplace v`.
@@ -26,7 +27,7 @@ from ..errors import InputError
 from ..groups import GROUPS, wrap
 from ..lattice import Lattice
 from ..targets import LatticeTarget, Wilson
-from ..transforms.circular import Knots, circle_inverse, circle_map, knots
+from ..transforms.circular import Knots, circle_inverse, circle_map, knots, von_mises_knots
 from ..transforms.convolution import eigenvalues
 from ..transforms.plaquettes import curl, curl_transposed, lift, score_of_plaquettes
 from ..transforms.sums import site_sum
@@ -109,14 +110,18 @@ class PlaquetteMap(Layer):
 class Spread(Layer):
     """`P(0) -> h(P(0))`, and `P(x) -> P(x) - s(x) [ h(P(0)) - P(0) ]` for x != 0, with `sum_{x != 0} s(x) = 1`.
 
-    s has a value for each orbit of x under the point group. `log |det| = log h'(P(0))`.
+    `h = v o g`, g trained and v fixed, from uniform angles to `von_mises_knots(kappa)`: a trained map alone leaves the far
+    plaquettes out, which the reverse divergence does not see. s has a value for each orbit of x under the point group.
+    `log |det| = log h'(P(0))`.
     """
 
     orbit: Tensor
+    reference: Tensor
 
-    def __init__(self, lattice: Lattice, bins: int):
+    def __init__(self, lattice: Lattice, bins: int, kappa: float):
         super().__init__()
         self.h = _Spline(bins)
+        self.register_buffer("reference", torch.stack(von_mises_knots(kappa)), persistent=False)
         orbits = lattice.displacement_orbits
         self.register_buffer("orbit", torch.from_numpy(orbits), persistent=False)
         self.share = nn.Parameter(torch.zeros(int(orbits.max()) + 1))
@@ -129,16 +134,20 @@ class Spread(Layer):
         share[0, 0] = 1
         return share
 
-    def _move(self, theta: Tensor, by) -> tuple[Tensor, Tensor]:
-        p = wrap(curl(theta)[:, 0, 0])
-        new, log_slope = by(p, self.h.knots())
-        return wrap(theta + lift((new - p)[:, None, None] * self.shares())), log_slope.double()
+    def _move(self, theta: Tensor, maps) -> tuple[Tensor, Tensor]:
+        start = wrap(curl(theta)[:, 0, 0].double())  # slopes are large where v is steep
+        p, log_det = start, torch.zeros_like(start)
+        for one, spline in maps:
+            p, log_slope = one(p, tuple(part.double() for part in spline))
+            log_det = log_det + log_slope
+        moved = lift(((p - start).to(theta))[:, None, None] * self.shares())
+        return wrap(theta + moved), log_det
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._move(x, circle_map)
+        return self._move(x, [(circle_map, self.h.knots()), (circle_map, self.reference)])
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self._move(y, circle_inverse)
+        return self._move(y, [(circle_inverse, self.reference), (circle_inverse, self.h.knots())])
 
     def adopt(self, previous: "Spread") -> None:  # type: ignore[override]
         """h; the shares start anew, equal."""
@@ -235,7 +244,7 @@ class Plaquettes(FlowSpec):
             else IndependentPlaquettes(lattice, target.beta)
         )
         layers: list[Layer] = [PlaquetteMap(self.bins)] if self.map else []
-        layers += [Spread(lattice, self.bins)] if self.spread else []
+        layers += [Spread(lattice, self.bins, target.beta)] if self.spread else []
         if self.steps:
             layers.append(PlaquetteDrift(lattice, self.harmonics, self.modes, self.steps, self.solver))
         return Flow(base, layers)

@@ -11,6 +11,7 @@ Angles may be any real numbers; results lie in [-pi, pi].
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from ..groups import wrap
 
 SMALLEST = 1e-4  # share of a bin in width and in height
 LEAST_SLOPE = 1e-4
+REFERENCE = 64  # bins of `von_mises_knots`
+FLOOR = 1e-3  # its share of uniform angles
 Knots = tuple[Tensor, Tensor, Tensor]  # places x, values y and slopes d, `[..., bins + 1]` each
 
 
@@ -33,6 +36,23 @@ def knots(widths: Tensor, heights: Tensor, slopes: Tensor) -> Knots:
 
     slope = LEAST_SLOPE + torch.nn.functional.softplus(slopes + math.log(math.expm1(1 - LEAST_SLOPE)))
     return places(widths), places(heights), slope
+
+
+def von_mises_knots(kappa: float) -> Knots:
+    """Of a map that takes uniform angles to the density `p(y) = (1 - e) exp(kappa cos y) / 2 pi I_0(kappa) + e / 2 pi`, with
+
+    e = `FLOOR`, which bounds its slopes `1 / (2 pi p)`; exact at the knots, which are even in y; float64.
+    """
+    from scipy.stats import vonmises  # takes a second to import
+
+    y = np.linspace(0, math.pi, REFERENCE + 1)
+    below, density = y / math.pi, np.full_like(y, 1 / (2 * math.pi))
+    if kappa:
+        below = (1 - FLOOR) * (2 * vonmises.cdf(y, kappa) - 1) + FLOOR * below
+        density = (1 - FLOOR) * vonmises.pdf(y, kappa) + FLOOR * density
+    x, slope = math.pi * below, 1 / (2 * math.pi * density)
+    x[-1] = math.pi
+    return torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(slope)
 
 
 def circle_map(x: Tensor, spline: Knots) -> tuple[Tensor, Tensor]:
