@@ -93,7 +93,7 @@ def reference(trained, tmp_path_factory) -> dict:
 
 def test_every_registered_sampler_has_a_row():
     own = {kind for kind, spec in samplers.classes.items() if spec.__module__.startswith("latticeflow.")}
-    assert set(DRAWS) | {"heatbath"} == own  # heatbath: test_gauge_production.py
+    assert set(DRAWS) | {"heatbath", "pseudofermions"} == own  # those of gauge fields: tests of their own
 
 
 def test_reference_is_whole(reference):
