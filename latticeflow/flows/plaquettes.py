@@ -29,7 +29,7 @@ from ..lattice import Lattice
 from ..targets import LatticeTarget, Wilson
 from ..transforms.circular import Knots, circle_inverse, circle_map, knots, von_mises_knots
 from ..transforms.convolution import eigenvalues
-from ..transforms.plaquettes import curl, curl_transposed, lift, score_of_plaquettes
+from ..transforms.plaquettes import closed, curl, curl_transposed, independent, lift, score_of_plaquettes
 from ..transforms.sums import site_sum
 from .base import HaarBase
 from .continuous import ContinuousLayer
@@ -47,12 +47,7 @@ class IndependentPlaquettes(HaarBase):
         self.kappa = kappa
 
     def noise(self, n: int, rng: np.random.Generator) -> Tensor:
-        """Haar links whose plaquettes are moved to those that are drawn."""
-        theta = super().noise(n, rng).double()
-        drawn = rng.vonmises(0.0, self.kappa, (n, *self.lattice.shape)) if self.kappa else None
-        if drawn is not None:
-            theta = wrap(theta + lift(_closed(torch.from_numpy(drawn).to(theta) - curl(theta))))
-        return theta.to(self.like)
+        return independent(n, self.lattice.shape, self.kappa, rng).to(self.like)
 
     def log_white(self, noise: Tensor) -> Tensor:
         p = curl(noise)
@@ -64,14 +59,6 @@ class IndependentPlaquettes(HaarBase):
         s = -self.kappa * curl(z).sin()
         s[:, 0, 0] = 0
         return curl_transposed(s)
-
-
-def _closed(d: Tensor) -> Tensor:
-    """d with its value at the origin such that the sum vanishes."""
-    d = d.clone()
-    d[:, 0, 0] = 0
-    d[:, 0, 0] = -d.flatten(1).sum(1)
-    return d
 
 
 class _Spline(nn.Module):
@@ -98,7 +85,7 @@ class PlaquetteMap(Layer):
     def _move(self, theta: Tensor, by) -> tuple[Tensor, Tensor]:
         p = wrap(curl(theta))
         new, log_slope = by(p, self.h.knots())
-        return wrap(theta + lift(_closed(new - p))), site_sum(log_slope) - log_slope[:, 0, 0]
+        return wrap(theta + lift(closed(new - p))), site_sum(log_slope) - log_slope[:, 0, 0]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._move(x, circle_map)

@@ -6,8 +6,11 @@ of all links, and Haar's measure is flat in them: a map that changes plaquettes 
 the links, `theta -> theta + lift(d)`, with the Jacobian that it has on the V - 1 plaquettes.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ..groups import GROUPS, wrap
 
 
 def curl(theta: Tensor) -> Tensor:
@@ -27,6 +30,24 @@ def lift(d: Tensor) -> Tensor:
     across = torch.zeros_like(d)
     across[:, -1, 1:] = -rows[:, :-1].cumsum(1)
     return torch.stack([across, up], 1)
+
+
+def independent(n: int, shape: tuple[int, ...], kappa: float, rng: np.random.Generator) -> Tensor:
+    """Links of n configurations, float64 on the CPU: all plaquettes but that at the origin independent and von Mises
+    distributed, `p(P) ~ exp(kappa cos P)`, that one what the torus leaves, the rest of the links Haar distributed.
+    """
+    theta = GROUPS["u1"].haar((n, 2, *shape), rng, torch.float64)
+    if not kappa:
+        return theta
+    return wrap(theta + lift(closed(torch.from_numpy(rng.vonmises(0.0, kappa, (n, *shape))) - curl(theta))))
+
+
+def closed(d: Tensor) -> Tensor:
+    """d with its value at the origin such that the sum vanishes."""
+    d = d.clone()
+    d[:, 0, 0] = 0
+    d[:, 0, 0] = -d.flatten(1).sum(1)
+    return d
 
 
 def curl_transposed(s: Tensor) -> Tensor:
