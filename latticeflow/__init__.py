@@ -23,6 +23,7 @@ _HOME = {
     "flows.conditional": ["Conditional", "ConditionalFlow"],
     "flows.plaquettes": ["Plaquettes"],
     "flows.stochastic": ["Stochastic"],
+    "flows.stochastic_gauge": ["StochasticGauge"],
     "samplers": [
         "AnnealedSpec",
         "ClusterSpec",

@@ -1,20 +1,6 @@
-"""The stochastic flow: blocks of layers with Monte Carlo steps between them (Wu, Koehler, Noe 2020; 2201.08862).
+"""The stochastic flow of scalars: a flow of paths (`paths.py`) from a free field, with HMC between blocks of layers.
 
-`x_0 ~ r`; for l = 1 ... L block l, `y_l = T_l(x_{l-1})`, and for l < L updates, from y_l to x_l, that leave `exp(-S_l)`
-invariant, `S_l = (1 - b_l) S_0 + b_l S` on the path of `bridge.py`. The draw is y_L. With
-
-    log q = log r(x_0) - sum_l log_det_l - sum_{l < L} [ S_l(x_l) - S_l(y_l) ],
-
-`p(y_L) / q` is the ratio of the backward to the forward path's probability, so that `<p / q> = Z` exactly, whatever the
-layers' weights (Jarzynski's equality; 2201.08862, sec. 3). This q is the path's and not a density of y_L: there is no
-`log_prob(x)`.
-
-Training: what an update makes of y_l is held fixed, so that the gradient of `<log q - log p>` is the sum over blocks of that
-of
-
-    < S_l(y_l) - log_det_l >,    x_{l-1} given (S_L = S; for l = 1 also + log r),
-
-the reverse KL divergence of block l's image of what enters it from `exp(-S_l)`: every block learns its own stretch.
+`S_l = (1 - b_l) S_0 + b_l S` on the path of `bridge.py`.
 """
 
 import math
@@ -33,11 +19,12 @@ from ..targets import LatticeTarget, Target
 from .base import make_base
 from .bridge import Bridge, pilot
 from .flow import Flow, Layer
+from .paths import PathFlow
 from .spec import flows
 from .split import Split
 
 
-class StochasticFlow(Flow):
+class StochasticFlow(PathFlow):
     """The flow of the module's docstring for one `target`; `parts` are the layers of each block.
 
     b_l and the updates' angles are found at the start by a pilot run (equal thermodynamic lengths, `acceptance`) and are
@@ -45,9 +32,7 @@ class StochasticFlow(Flow):
     weighted with, since the path need not end where it was meant to.
     """
 
-    b: Tensor
     angle: Tensor
-    any_density = False
 
     def __init__(
         self,
@@ -59,13 +44,11 @@ class StochasticFlow(Flow):
         kicks: int = 4,
         acceptance: float = 0.8,
     ):
-        super().__init__(base, [layer for part in parts for layer in part])
-        self.target, self.path_m2 = target, path_m2
-        self.updates, self.kicks = updates, kicks
-        self.ends = tuple(np.cumsum([len(part) for part in parts]).tolist())
         found = pilot(Bridge(target, path_m2), kicks, acceptance, stream(0, Purpose.START))
         b = found.schedule(len(parts))
-        self.register_buffer("b", torch.from_numpy(b))
+        super().__init__(base, parts, b)
+        self.target, self.path_m2 = target, path_m2
+        self.updates, self.kicks = updates, kicks
         self.register_buffer("angle", torch.from_numpy(found.angles(b)))
         self._bridges: dict[tuple[torch.dtype, torch.device], Bridge] = {}
 
@@ -90,25 +73,19 @@ class StochasticFlow(Flow):
         shape = (n, fields, *self.event_shape)
         return normal(rng, shape, dtype=self.dtype, device=self.base.like.device)
 
-    def blocks(self, noise: Tensor) -> Iterator[tuple[list[Layer], float, Tensor, Tensor]]:
-        """For each block its layers, b_l, and the momenta and log u of the updates after it, `[n, updates, ...]`."""
+    def action(self, x: Tensor, b: float) -> Tensor:
+        return self.bridge.action(x, b)
+
+    def start(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return self.base.push(noise[:, 0])
+
+    def update_noise(self, noise: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Momenta and log u of the updates after each block, `[n, updates, ...]`."""
         momenta, last = noise[:, 1:].split([self.update_count, noise.shape[1] - 1 - self.update_count], 1)
         log_u = torch.special.log_ndtr(last.flatten(1).double())
-        for l, (start, end) in enumerate(pairwise((0, *self.ends))):
+        for l in range(len(self.ends)):
             own = slice(l * self.updates, (l + 1) * self.updates)
-            yield self.layers[start:end], float(self.b[l]), momenta[:, own], log_u[:, own]
-
-    def push(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise to `(x, log q of the path)`; differentiable in the parameters, updates held fixed."""
-        x, log_q = self.base.push(noise[:, 0])
-        for l, (layers, b, momenta, log_u) in enumerate(self.blocks(noise)):
-            for layer in layers:
-                x, log_det = layer(x)
-                log_q = log_q - log_det
-            if l < len(self.ends) - 1:
-                before, x = x, self.update(x, l, momenta, log_u)
-                log_q = log_q + self.bridge.action(before, b) - self.bridge.action(x, b)
-        return x, log_q
+            yield momenta[:, own], log_u[:, own]
 
     def path_terms(self, noise: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Path gradients of the blocks: `(surrogate, log q - log p)`, `[n]` each, the second without gradient.
@@ -117,7 +94,7 @@ class StochasticFlow(Flow):
         l > 1 is taken to be distributed as `exp(-S_{l-1})`, which its updates leave invariant. At blocks that do their part
         exactly the gradient is zero draw by draw.
         """
-        x, log_q = self.base.push(noise[:, 0])
+        x, log_q = self.start(noise)
         with torch.no_grad():
             score = self.base.score(x)
         surrogate = log_q.new_zeros(len(noise))
@@ -143,17 +120,6 @@ class StochasticFlow(Flow):
             p = momenta[:, i].flatten(1)
             now, _ = bridge.update(now, float(self.b[l]), float(self.angle[l]), self.kicks, p, log_u[:, i])
         return now.x.view_as(x)
-
-    def push_with_score(self, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        raise InputError(
-            "the draws of a stochastic flow have no score: its weights are those of paths. Set train.estimator = "
-            "'path' or 'reparametrised'"
-        )
-
-    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        raise InputError(
-            "a stochastic flow has no density at given x: its weights are those of paths. Use it with sampler 'flow'"
-        )
 
 
 @flows.add("stochastic")

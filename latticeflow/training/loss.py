@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..flows import Flow
-from ..flows.stochastic import StochasticFlow
+from ..flows.paths import PathFlow
 from ..targets import Target
 
 Sum = Callable[[Tensor], Tensor]  # over the ranks
@@ -52,7 +52,7 @@ def path(
     The total derivative less the score function, whose mean is zero but whose variance is not. At q = p the
     estimate is zero draw by draw.
     """
-    if isinstance(flow, StochasticFlow):  # a path term for each of its blocks
+    if isinstance(flow, PathFlow):  # a path term for each of its blocks
         surrogate, f = flow.path_terms(noise, target)
         return surrogate.sum() / (batch or len(noise)), f.sum() / (batch or len(noise))
     x, log_q, score = flow.push_with_score(noise)
