@@ -26,7 +26,8 @@ POINTS = [("u1", 2.0), ("su2", 2.2), ("su3", 6.0)]
 @pytest.mark.parametrize("kappa", [0.0, 0.3, 1.4, 1.6, 4.0, 60.0])
 def test_su2_heat_bath(kappa):
     """`<a0> = I_2(kappa) / I_1(kappa)`, `<a0^2> = 1 - 3 <a0> / kappa`, and the rest has no direction."""
-    x = su2_heat_bath(torch.full((200, 500), kappa, dtype=torch.float64), rng(1)).reshape(-1, 4)
+    p, q = su2_heat_bath(torch.full((200, 500), kappa, dtype=torch.float64), rng(1))
+    x = torch.stack([p.real, p.imag, q.real, q.imag], -1).reshape(-1, 4)
     torch.testing.assert_close(x.square().sum(1), torch.ones(len(x), dtype=torch.float64))
     first = scipy.special.ive(2, kappa) / scipy.special.ive(1, kappa) if kappa else 0.0
     second = 1 - 3 * first / kappa if kappa else 0.25

@@ -69,8 +69,8 @@ def sweep(target: Wilson, x: Tensor, rng: np.random.Generator, sweeps: int, over
 class StochasticGaugeFlow(PathFlow):
     """The flow of the module's docstring from beta_0 to `target`, a layer of `layers` for each of its L steps.
 
-    Draws of one call share their random numbers' generators: another division into calls gives other, equally distributed
-    numbers.
+    Draws of one call share their random numbers' generators: another division into calls, and in training another number
+    of ranks, gives other, equally distributed numbers.
     """
 
     def __init__(

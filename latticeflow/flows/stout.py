@@ -11,7 +11,7 @@ from ..errors import InputError, LatticeflowError
 from ..groups import SU, Group
 from ..lattice import Lattice
 from ..transforms import stout
-from ..transforms.heatbath import matrix_staples, neighbourhood
+from ..transforms.heatbath import by_component, by_configuration, matrix_staples, neighbourhood
 from .flow import Layer
 
 WITHIN = 0.9  # of the rho up to which a move can be undone everywhere
@@ -38,39 +38,40 @@ class Stout(Layer):
         return WITHIN / (self.lattice.dim - 1) * self.weight.tanh()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        flat, rho = x.flatten(2, self.lattice.dim + 1), self.rho()
+        links, rho = by_component(x, self.lattice.dim), self.rho()
         total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for mu, parity in self._masks():
-            here, u, a = self._at(flat, mu, parity)
+            here, u, a = self._at(links, mu, parity)
             moved, log_det = stout.move(self.group, u, a, rho[mu, parity])
-            flat = self._put(flat, mu, here, moved)
-            total = total + log_det.sum(1, dtype=torch.float64)
-        return flat.view_as(x), total
+            links = self._put(links, mu, here, moved)
+            total = total + log_det.sum(0, dtype=torch.float64)
+        return by_configuration(links, self.lattice.shape), total
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """By `U <- exp(-i v(U)) U'` to rounding, the last mask first."""
-        flat, rho = y.flatten(2, self.lattice.dim + 1), self.rho()
+        links, rho = by_component(y, self.lattice.dim), self.rho()
         total = torch.zeros(len(y), dtype=torch.float64, device=y.device)
         for mu, parity in reversed(self._masks()):
-            here, end, a = self._at(flat, mu, parity)
+            here, end, a = self._at(links, mu, parity)
             u = self._undo(end, a, rho[mu, parity])
-            flat = self._put(flat, mu, here, u)
-            total = total - stout.move(self.group, u, a, rho[mu, parity])[1].sum(1, dtype=torch.float64)
-        return flat.view_as(y), total
+            links = self._put(links, mu, here, u)
+            total = total - stout.move(self.group, u, a, rho[mu, parity])[1].sum(0, dtype=torch.float64)
+        return by_configuration(links, self.lattice.shape), total
 
     def _masks(self) -> list[tuple[int, int]]:
         """(direction, parity) in the order in which links move."""
         return [(mu, parity) for mu in range(self.lattice.dim) for parity in (0, 1)]
 
-    def _at(self, flat: Tensor, mu: int, parity: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Sites of a mask, their links and their staples."""
-        here, around = neighbourhood(self.lattice, mu, parity)
-        return here, flat[:, mu, here], matrix_staples(flat, mu, here, around)
+    def _at(self, links: Tensor, mu: int, parity: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Sites of a mask, their links and their staples, `[sites, n, N, N]`."""
+        here, around = neighbourhood(self.lattice, mu, parity, links.device)
+        u, a = links[mu].index_select(-2, here), matrix_staples(links, mu, here, around)
+        return here, u.permute(2, 3, 0, 1), a.permute(2, 3, 0, 1)
 
-    def _put(self, flat: Tensor, mu: int, here: Tensor, links: Tensor) -> Tensor:
-        """`flat` with other links at `[:, mu, here]`; not in place, for autograd."""
-        places = (mu * self.lattice.volume + here).to(flat.device)
-        return flat.flatten(1, 2).index_copy(1, places, links).view_as(flat)
+    def _put(self, links: Tensor, mu: int, here: Tensor, u: Tensor) -> Tensor:
+        """`links` with others at `[mu, :, :, here]`; not in place, for autograd."""
+        own = links[mu].index_copy(-2, here, u.permute(2, 3, 0, 1))
+        return torch.cat([links[:mu], own[None], links[mu + 1 :]])
 
     def _undo(self, end: Tensor, a: Tensor, rho: Tensor) -> Tensor:
         u, allowed = end, 16 * torch.finfo(end.real.dtype).eps
