@@ -168,7 +168,7 @@ def test_both_wells_where_hmc_is_stuck():
 def test_published_values(side, lam, phi2, chi2):
     """E1 and E2 of PHYSICS at 0.1 %."""
     target = Phi4(shape=(side, side), m2=-4.0, lam=lam)
-    _, x, _ = run(target, steps=8000, chains=256, block=256, precision="float32")
+    _, x, _ = run(target, steps=13000, chains=256, block=256, precision="float32")
     m = x.mean(-1)
     for series, (value, error) in (((x**2).mean(-1), phi2), (side**2 * m**2, chi2)):
         estimate = mean(series)

@@ -5,8 +5,10 @@ one, at the origin, what the torus leaves, gauge and Polyakov loops uniform. Lay
 
 - `PlaquetteMap`: one monotone map h of the circle for all plaquettes but the one at the origin, which takes up the rest.
   From Haar's measure, where they are independent and uniform, it makes any independent ones: it moves the charge.
-- `Spread`: h acts on the plaquette at the origin, and the others take up the rest, each a share of it. It starts from the
-  map that takes uniform angles to the von Mises distribution at beta, which is what it has to do where V is large.
+- `Spread`: h acts on the plaquette at the origin, and the others take up the rest, each a share of it.
+
+Both start from an h that takes uniform angles to the von Mises distribution at beta, which is what they have to do where V
+is large.
 - `PlaquetteDrift`: the continuous flow `dtheta_0/dt = v(x) - v(x - e1)`, `dtheta_1/dt = -v(x) + v(x - e0)`,
   `v(x) = sum_y sum_n K_n(x - y; t) sin(n P(y))`, in the spirit of Luescher's trivializing flow (0907.5491) but with
   kernels of any range. On plaquettes it is `dP/dt = -Laplace v`.
@@ -61,54 +63,72 @@ class IndependentPlaquettes(HaarBase):
         return curl_transposed(s)
 
 
-class _Spline(nn.Module):
-    """A trainable `circle_map`, the identity at first. Parameters are a tenth of the logits, which have far to go at the
-    rates at which kernels learn.
+class CircleMap(nn.Module):
+    """`h = v o g`: g a trained `circle_map`, the identity at first; v from uniform angles to `von_mises_knots(kappa)`.
+
+    A trained map alone leaves the far angles out, which the reverse divergence does not see. In float64: v is steep.
+    Parameters are a tenth of the logits, which have far to go at the rates at which kernels learn.
     """
 
-    def __init__(self, bins: int):
+    reference: Tensor
+
+    def __init__(self, bins: int, kappa: float):
         super().__init__()
         self.widths, self.heights = nn.Parameter(torch.zeros(bins)), nn.Parameter(torch.zeros(bins))
         self.slopes = nn.Parameter(torch.zeros(bins + 1))
+        self.register_buffer("reference", torch.stack(von_mises_knots(kappa)), persistent=False)
 
-    def knots(self) -> Knots:
-        return knots(*(SCALE * one for one in (self.widths, self.heights, self.slopes)))
+    def maps(self) -> list[Knots]:
+        """Of g and of v."""
+        g = knots(*(SCALE * one.double() for one in (self.widths, self.heights, self.slopes)))
+        x, y, d = self.reference.double()
+        return [g, (x, y, d)]
+
+    def forward(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """`(h(p), log h'(p))`, float64."""
+        g, v = self.maps()
+        middle, log_g = circle_map(p.double(), g)
+        h, log_v = circle_map(middle, v)
+        return h, log_g + log_v
+
+    def inverse(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        g, v = self.maps()
+        middle, log_v = circle_inverse(p.double(), v)
+        h, log_g = circle_inverse(middle, g)
+        return h, log_v + log_g
 
 
 class PlaquetteMap(Layer):
-    """`P(x) -> h(P(x))` for x != 0."""
+    """`P(x) -> h(P(x))` for x != 0, h a `CircleMap`."""
 
-    def __init__(self, bins: int):
+    def __init__(self, bins: int, kappa: float):
         super().__init__()
-        self.h = _Spline(bins)
+        self.h = CircleMap(bins, kappa)
 
     def _move(self, theta: Tensor, by) -> tuple[Tensor, Tensor]:
-        p = wrap(curl(theta))
-        new, log_slope = by(p, self.h.knots())
-        return wrap(theta + lift(closed(new - p))), site_sum(log_slope) - log_slope[:, 0, 0]
+        p = wrap(curl(theta.double()))
+        new, log_slope = by(p)
+        moved = lift(closed(new - p)).to(theta)
+        return wrap(theta + moved), site_sum(log_slope) - log_slope[:, 0, 0]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._move(x, circle_map)
+        return self._move(x, self.h)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self._move(y, circle_inverse)
+        return self._move(y, self.h.inverse)
 
 
 class Spread(Layer):
     """`P(0) -> h(P(0))`, and `P(x) -> P(x) - s(x) [ h(P(0)) - P(0) ]` for x != 0, with `sum_{x != 0} s(x) = 1`.
 
-    `h = v o g`, g trained and v fixed, from uniform angles to `von_mises_knots(kappa)`: a trained map alone leaves the far
-    plaquettes out, which the reverse divergence does not see. s has a value for each orbit of x under the point group.
-    `log |det| = log h'(P(0))`.
+    h is a `CircleMap`; s has a value for each orbit of x under the point group. `log |det| = log h'(P(0))`.
     """
 
     orbit: Tensor
-    reference: Tensor
 
     def __init__(self, lattice: Lattice, bins: int, kappa: float):
         super().__init__()
-        self.h = _Spline(bins)
-        self.register_buffer("reference", torch.stack(von_mises_knots(kappa)), persistent=False)
+        self.h = CircleMap(bins, kappa)
         orbits = lattice.displacement_orbits
         self.register_buffer("orbit", torch.from_numpy(orbits), persistent=False)
         self.share = nn.Parameter(torch.zeros(int(orbits.max()) + 1))
@@ -121,20 +141,17 @@ class Spread(Layer):
         share[0, 0] = 1
         return share
 
-    def _move(self, theta: Tensor, maps) -> tuple[Tensor, Tensor]:
-        start = wrap(curl(theta)[:, 0, 0].double())  # slopes are large where v is steep
-        p, log_det = start, torch.zeros_like(start)
-        for one, spline in maps:
-            p, log_slope = one(p, tuple(part.double() for part in spline))
-            log_det = log_det + log_slope
-        moved = lift(((p - start).to(theta))[:, None, None] * self.shares())
-        return wrap(theta + moved), log_det
+    def _move(self, theta: Tensor, by) -> tuple[Tensor, Tensor]:
+        p = wrap(curl(theta)[:, 0, 0].double())
+        new, log_slope = by(p)
+        moved = lift((new - p).to(theta)[:, None, None] * self.shares())
+        return wrap(theta + moved), log_slope
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._move(x, [(circle_map, self.h.knots()), (circle_map, self.reference)])
+        return self._move(x, self.h)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self._move(y, [(circle_inverse, self.reference), (circle_inverse, self.h.knots())])
+        return self._move(y, self.h.inverse)
 
     def adopt(self, previous: "Spread") -> None:  # type: ignore[override]
         """h; the shares start anew, equal."""
@@ -230,7 +247,7 @@ class Plaquettes(FlowSpec):
             if self.base == "haar"
             else IndependentPlaquettes(lattice, target.beta)
         )
-        layers: list[Layer] = [PlaquetteMap(self.bins)] if self.map else []
+        layers: list[Layer] = [PlaquetteMap(self.bins, target.beta)] if self.map else []
         layers += [Spread(lattice, self.bins, target.beta)] if self.spread else []
         if self.steps:
             layers.append(PlaquetteDrift(lattice, self.harmonics, self.modes, self.steps, self.solver))
