@@ -1,7 +1,7 @@
 """U(1) in two dimensions: ESS of the flow, and its plaquette and topological susceptibility beside the exact ones.
 
-    python -m benchmarks.gauge_u1                                  # 60 s of training each, one thread
-    python -m benchmarks.gauge_u1 --seconds 20 --draws 262144
+    python -m benchmarks.gauge_u1                                  # 30 s of training each, one thread
+    python -m benchmarks.gauge_u1 --seconds 10 --draws 262144
 
 1. ESS at N = 65,536 from independent plaquettes and from Haar's measure: 8x8, beta = 2; 16x16, beta = 3 and 7. Bars: 8x8
    0.95 and 0.65; 16x16 at beta = 7 0.8 from independent plaquettes. Beside the first, what a smooth flow that keeps Haar's
@@ -27,8 +27,8 @@ from latticeflow.targets import Wilson
 from .common import Bars, one_thread, quality, train_for
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--seconds", type=float, default=60)
-parser.add_argument("--draws", type=int, default=1 << 19, help="of each chain of the second part")
+parser.add_argument("--seconds", type=float, default=30)
+parser.add_argument("--draws", type=int, default=1 << 20, help="of each chain of the second part")
 
 SETTINGS = {"optimizer": "soap", "lr": 5e-3, "warmup": 50, "batch": 64}
 INDEPENDENT = Plaquettes(steps=0)
