@@ -18,12 +18,14 @@ from latticeflow.training import TrainSettings, evaluate, train
 SOAP = {"optimizer": "soap", "lr": 5e-3, "warmup": 50}  # settings of the split flow's trainings
 
 
-def train_for(spec: FlowSpec, target: LatticeTarget, seconds: float, seed: int = 1, **settings):
+def train_for(
+    spec: FlowSpec, target: LatticeTarget, seconds: float, seed: int = 1, within: float = 0.15, **settings
+):
     """Train `spec` for about `seconds`: a probe of 40 steps measures the rate, which fixes the number of steps.
 
-    Schedules count steps, so the probe's only effect on the result is that number. A training that took a time more than
-    15 % off is done again with the steps of its own rate, up to three times. Returns flow, steps and the seconds that
-    training took.
+    Schedules count steps, so the probe's only effect on the result is that number. A training whose time was off by more
+    than the fraction `within` is done again with the steps of its own rate, up to three times. Returns flow, steps and
+    the seconds that training took.
     """
     common = dict(evaluate_every=10**9, evaluate_draws=1024, **settings)
 
@@ -38,7 +40,7 @@ def train_for(spec: FlowSpec, target: LatticeTarget, seconds: float, seed: int =
     for _ in range(3):
         steps = max(1, int(rate * seconds))
         flow, spent = run(steps)
-        if abs(spent / seconds - 1) < 0.15:
+        if abs(spent / seconds - 1) < within:
             break
         rate = steps / spent
     return flow, steps, spent
