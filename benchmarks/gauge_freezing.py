@@ -9,8 +9,8 @@ HMC's tau_int is also that of a single exponential with the measured rate of tun
 
     rho(1) = 1 - <(Q' - Q)^2> / 2 <Q^2>,    tau_int = 1 / (1 - rho(1)) - 1/2,
 
-with the exact <Q^2>. Beside it what an independent C code found. Exact draws, by rejection from independent plaquettes, are a
-control, and no flow.
+with the exact <Q^2>. Beside it what an independent C code found. Exact draws, by rejection from independent plaquettes, are
+a control, and no flow.
 
 Bars: tau_int(Q) of the flow at most 1; a trajectory of HMC at most 300 us for each chain, ten times plain C.
 """
