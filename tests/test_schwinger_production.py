@@ -22,11 +22,12 @@ DECK = Deck.parse(
         "target": {"kind": "schwinger", "shape": [4, 4], "beta": 2.0, "kappa": 0.276},
         "flow": {"kind": "loops", "base_beta": 2.4, "suppression": 1.0, "sides": 1, "steps": 2, "modes": 2},
         "train": {
-            "steps": 20,
+            "steps": 5,
             "optimizer": "soap",
             "lr": 3e-3,
             "warmup": 2,
             "batch": 32,
+            "density_tolerance": 0.02,
             "evaluate_draws": 1024,
         },
         "sampler": {
@@ -44,7 +45,7 @@ def run(tmp_path_factory):
     path = folder / "deck.toml"
     path.write_text(DECK.toml())
     run = train_run(path, folder=folder / "run", device="cpu").path
-    for sampler, draws in (("flow", 8192), ("hmc", 3200), ("pseudofermions", 3200)):
+    for sampler, draws in (("flow", 4096), ("hmc", 1280), ("pseudofermions", 1280)):
         sample_run(run, sampler=sampler, draws=draws, device="cpu")
     return run
 
