@@ -11,6 +11,7 @@ Gauge transformations, charge conjugation, translations and reflections are exac
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -101,43 +102,75 @@ def _step(site: np.ndarray, at: np.ndarray, mu: int, steps: int = 1) -> np.ndarr
     return np.roll(site, -steps, mu).ravel()[at]
 
 
-class _Tables:
-    """Matrices and kernels of all kinds in one dtype on one device, at one time."""
+@dataclass(frozen=True)
+class _Group:
+    """All images of those kinds that have as many places and harmonics, for one product of matrices instead of many.
 
-    def __init__(self, found: list[Kind], kernels: list[Tensor], like: Tensor):
-        self.links = [one.images.to(like) for one in found]
-        self.orbits = [one.orbit.to(like.device) for one in found]
-        self.weights = [one.weight.to(like) for one in found]
-        self.kernels = kernels  # of each kind `[times, n, orbits]`
+    `links` C `[m, places, 2 V]`; `kind`, the number of each image's; `orbit` and `weight` `[m, orbits]`, of `Kind`.
+    """
 
-    def at(self, i: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """`(C, K, kappa)` of each kind at the i-th time: K `[n, places, places]`, kappa `[n]`."""
-        rows = zip(self.links, self.kernels, self.orbits, self.weights)
-        return [(links, kernel[i][:, orbit], kernel[i] @ weight) for links, kernel, orbit, weight in rows]
+    links: Tensor
+    kind: list[int]
+    orbit: Tensor
+    weight: Tensor
+
+    def at(self, kernels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """`(C, K, kappa)` from kernels of all kinds `[n, orbits]`: K `[m, places, n places]`, kappa `[m, n]`."""
+        own = torch.stack([kernels[k] for k in self.kind])
+        return (
+            self.links,
+            own[:, :, self.orbit].transpose(1, 2).flatten(2),
+            (own @ self.weight[..., None])[..., 0],
+        )
 
 
-def _drift(x: Tensor, tables: list[tuple[Tensor, Tensor, Tensor]]) -> State:
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _groups(
+    lattice: Lattice,
+    sides: int,
+    winding: bool,
+    counts: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[_Group]:
+    """Of `kinds`, with so many harmonics each."""
+    found, alike = kinds(lattice, sides, winding), defaultdict(list)
+    for k, (kind, count) in enumerate(zip(found, counts)):
+        alike[kind.images.shape[1], len(kind.weight), count].extend([k] * len(kind.images))
+    return [
+        _Group(
+            torch.cat([found[k].images for k in dict.fromkeys(group)]).to(device, dtype),
+            group,
+            found[group[0]].orbit.to(device),
+            torch.stack([found[k].weight for k in group]).to(device, dtype),
+        )
+        for group in alike.values()
+    ]
+
+
+def _drift(x: Tensor, groups: list[tuple[Tensor, Tensor, Tensor]]) -> State:
     """`(v, divergence)` at links x `[2 V, batch]`."""
     v, divergence = torch.zeros_like(x), x.new_zeros(x.shape[1], dtype=torch.float64)
-    for links, kernel, kappa in tables:
-        value, slope = _sines(links @ x, len(kernel))
-        v = v + _adjoint(links, _convolve(kernel, value))
-        divergence = divergence + torch.tensordot(kappa, slope.sum((0, 2)), 1)
+    for links, kernel, kappa in groups:
+        value, slope = _sines(links @ x, kappa.shape[1])
+        v = v + _adjoint(links, kernel @ value.flatten(1, 2))
+        divergence = divergence + torch.tensordot(kappa, slope.sum(2), 2)
     return v, divergence
 
 
-def _drift_with_score(x: Tensor, score: Tensor, tables: list[tuple[Tensor, Tensor, Tensor]]) -> State:
+def _drift_with_score(x: Tensor, score: Tensor, groups: list[tuple[Tensor, Tensor, Tensor]]) -> State:
     """`_drift`, and without gradient `d score / dt = -(dv/dtheta)^T score - d divergence / dtheta` along the flow."""
     v, divergence = torch.zeros_like(x), x.new_zeros(x.shape[1], dtype=torch.float64)
     rate = torch.zeros_like(score)
-    for links, kernel, kappa in tables:
-        value, slope = _sines(links @ x, len(kernel))
-        v = v + _adjoint(links, _convolve(kernel, value))
-        divergence = divergence + torch.tensordot(kappa, slope.sum((0, 2)), 1)
+    for links, kernel, kappa in groups:
+        value, slope = _sines(links @ x, kappa.shape[1])
+        v = v + _adjoint(links, kernel @ value.flatten(1, 2))
+        divergence = divergence + torch.tensordot(kappa, slope.sum(2), 2)
         with torch.no_grad():
-            back = torch.matmul(kernel.flatten(0, 1), links @ score).view_as(slope)
-            n2 = kappa * torch.arange(1, len(kernel) + 1, dtype=x.dtype, device=x.device).square()
-            rate = rate + _adjoint(links, (n2[:, None, None] * value - slope * back).sum(1))
+            back = (kernel.mT @ (links @ score)).view_as(slope)
+            n2 = kappa * torch.arange(1, kappa.shape[1] + 1, dtype=x.dtype, device=x.device).square()
+            rate = rate + _adjoint(links, (n2[..., None, None] * value - slope * back).sum(1))
     return v, divergence, rate
 
 
@@ -147,11 +180,6 @@ def _sines(angle: Tensor, count: int) -> tuple[Tensor, Tensor]:
     one, zero, twice = torch.ones_like(angle), torch.zeros_like(angle), 2 * cos
     sines, cosines = multiples(zero, sin, twice, count), multiples(one, cos, twice, count)
     return torch.stack(sines, 1), torch.stack([(k + 1) * c for k, c in enumerate(cosines)], 1)
-
-
-def _convolve(kernel: Tensor, value: Tensor) -> Tensor:
-    """`sum_n K_n value_n`, `[m, places, batch]`."""
-    return torch.matmul(kernel.transpose(0, 1).flatten(1), value.flatten(1, 2))
 
 
 def _adjoint(links: Tensor, u: Tensor) -> Tensor:
@@ -177,7 +205,8 @@ class LoopDrift(ContinuousLayer):
         self.log_w.requires_grad_(False)
         del self.kernel
         self.kinds = kinds(lattice, sides, winding)
-        counts = [harmonics] + [others] * (len(self.kinds) - 1)
+        counts = (harmonics, *[others] * (len(self.kinds) - 1))
+        self.group_key = (lattice, sides, winding, counts)
         self.kernels = nn.ParameterList(
             nn.Parameter(torch.zeros(modes, n, len(kind.weight))) for n, kind in zip(counts, self.kinds)
         )
@@ -198,8 +227,8 @@ class LoopDrift(ContinuousLayer):
         cosines = torch.cos(math.pi * torch.arange(self.modes) * t).to(like)
         # divided by the links of a loop, a number turns its own loop by about itself, whatever its kind
         kernels = [torch.tensordot(cosines, k, 1) / kind.links for k, kind in zip(self.kernels, self.kinds)]
-        tables = _Tables(self.kinds, kernels, like)
-        at = {key: tables.at(i) for i, key in enumerate(times)}
+        groups = _groups(*self.group_key, like.dtype, like.device)
+        at = {key: [group.at([k[i] for k in kernels]) for group in groups] for i, key in enumerate(times)}
 
         def rate(t: float, state: State) -> State:
             x, _, *score = state
