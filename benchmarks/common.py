@@ -27,7 +27,7 @@ def train_for(
     than the fraction `within` is done again with the steps of its own rate, up to three times. Returns flow, steps and
     the seconds that training took.
     """
-    common = dict(evaluate_every=10**9, evaluate_draws=1024, **settings)
+    common = {"evaluate_every": 10**9, "evaluate_draws": 1024, **settings}
 
     def run(steps: int):
         flow = spec.build_for(target, seed)
