@@ -1,4 +1,4 @@
-"""The command line: train, sample, at, curve, measure, compare, verify, info, export.
+"""The command line: train, sample, at, curve, measure, compare, verify, info, export, nersc.
 
 Each command is a thin call of a library function. Heavy imports happen inside the commands, so that
 `--help` is quick and MPI starts only where it is used.
@@ -224,7 +224,10 @@ def info(run: RunFolder) -> None:
 @app.command()
 def export(
     run: RunFolder,
-    out: Annotated[Path, typer.Argument(help="The file to write: .npz, .h5, or .json.gz for pyerrors.")],
+    out: Annotated[
+        Path,
+        typer.Argument(help="What to write: .npz, .h5, .json.gz for pyerrors, or .nersc, a folder of files."),
+    ],
     sampler: SamplerName = "flow",
     proposals: Annotated[
         bool, typer.Option(help="Raw draws with log_w instead of the corrected selection.")
@@ -233,10 +236,31 @@ def export(
         bool, typer.Option(help="Measured observables of every draw instead of fields.")
     ] = False,
 ) -> None:
-    """Export an ensemble to .npz or plain HDF5, or its observables to pyerrors, for other tools."""
+    """Export an ensemble to .npz, plain HDF5 or NERSC's format, or its observables to pyerrors, for other tools."""
     from .analysis.export import export_run
 
     export_run(run, out, sampler=sampler, proposals=proposals, observables=observables)
+
+
+@app.command()
+def nersc(
+    files: Annotated[
+        list[Path], typer.Argument(help="Files of NERSC's gauge archive, SU(3) on one lattice.")
+    ],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Write the links to this .npz or .h5, x [n, 4, *shape, 3, 3], if all files are good."
+        ),
+    ] = None,
+) -> None:
+    """Verify configurations in NERSC's format, their checksum, plaquette and link trace; or import them as arrays.
+
+    Names every bad file and what is wrong with it, and exits with 1 if there is one.
+    """
+    from .analysis.nersc import nersc_run
+
+    nersc_run(files, out=out)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`latticeflow export`: an ensemble as one file for other tools."""
+"""`latticeflow export`: an ensemble for other tools, as one file or, in NERSC's format, one file a configuration."""
 
 import gzip
 import json
@@ -16,7 +16,8 @@ from ..observables import Primary, observables
 from ..run import Run
 from ..store import Ensemble
 from ..store.hdf5 import create_h5
-from .export_rows import Rows
+from .export_nersc import NERSC, require_su3, write_folder
+from .export_rows import Columns, Rows
 from .series import Series, open_ensemble
 
 
@@ -27,7 +28,7 @@ def export_run(
     proposals: bool = False,
     observables: bool = False,
 ) -> None:
-    """Write an ensemble to `out`: .npz, .h5 or .hdf5 (no compression, no checksums), or .json.gz for pyerrors.
+    """Write an ensemble to `out`: .npz, .h5 or .hdf5 (no compression, no checksums), .json.gz for pyerrors, .nersc.
 
     In .npz and HDF5, one row an entry of the chains: `x` `[n, *event_shape]`, `log_prob` `[n]`, and int64 `chain`
     and `step` `[n]`. Of a flow that is the exact selection by Metropolis: configurations repeat as it does, and
@@ -45,12 +46,16 @@ def export_run(
     .json.gz: pyerrors' own format, one `Obs` for each scalar primary (tag: its name), chains as replica `NAME|r000000`,
     ...; `pyerrors.input.json.load_json` reads it. Here all is in memory, as pyerrors has it.
 
+    .nersc: a folder of NERSC's gauge archive, one file a row (`export_nersc.write_folder`), SU(3) in four dimensions alone.
+
     Raises `InputError` for another suffix, a file that exists, an ensemble that is empty or missing, proposals as
-    pyerrors' Obs, or no pyerrors; `WriteFailed` where the disk refuses, and nothing is left.
+    pyerrors' Obs, no pyerrors, or other fields in NERSC's format; `WriteFailed` where the disk refuses, and nothing is left.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     out = Path(out)
     _check(out, proposals)
+    if out.suffix == NERSC:
+        require_su3(out, run)
     ensemble = open_ensemble(run, sampler)
     record = {**ensemble.record, "origin": ensemble.origin}
     if out.name.endswith(_PYERRORS):
@@ -58,22 +63,41 @@ def export_run(
         write_atomic(out, lambda temporary: temporary.write_bytes(gzip.compress(text.encode())))
         return
     rows = Rows(ensemble, run.deck.target, proposals, observables)
+    if out.suffix == NERSC:
+        write_folder(out, run, rows)
+        return
     about = {"deck": run.deck.toml(), "ensemble": json.dumps(record)}
+    write_arrays(out, rows, about)
+
+
+def write_arrays(out: Path, rows: Columns, about: dict[str, str]) -> None:
+    """All rows' columns, and the texts `about`, to .npz or HDF5."""
     write_atomic(out, lambda temporary: _WRITERS[out.suffix](temporary, rows, about))
 
 
-def _check(out: Path, proposals: bool) -> None:
-    if out.suffix not in _WRITERS and not out.name.endswith(_PYERRORS):
-        raise InputError(
-            f"export to {out}: suffix '{out.suffix}'; expected .npz, .h5 or .hdf5, or .json.gz for pyerrors"
-        )
+def check_arrays(out: Path) -> None:
+    """Raise `InputError` unless `out` is a new .npz or HDF5 file in a folder that is there."""
+    if out.suffix not in _WRITERS:
+        raise InputError(f"export to {out}: suffix '{out.suffix}'; expected .npz, .h5 or .hdf5")
+    _require_new(out)
+
+
+def _require_new(out: Path) -> None:
     if out.exists():
         raise InputError(
             f"export to {out}: it exists; nothing was changed. Choose another name or move it away"
         )
     if not out.parent.is_dir():
         raise InputError(f"export to {out}: there is no folder {out.parent}")
-    if out.suffix in _WRITERS:
+
+
+def _check(out: Path, proposals: bool) -> None:
+    if out.suffix not in (*_WRITERS, NERSC) and not out.name.endswith(_PYERRORS):
+        raise InputError(
+            f"export to {out}: suffix '{out.suffix}'; expected .npz, .h5 or .hdf5, .json.gz for pyerrors, or .nersc"
+        )
+    _require_new(out)
+    if not out.name.endswith(_PYERRORS):
         return
     if proposals:
         raise InputError(f"export to {out}: pyerrors' Obs are of chains; export proposals to .npz or .h5")
@@ -84,7 +108,7 @@ def _check(out: Path, proposals: bool) -> None:
         )
 
 
-def _hdf5(path: Path, rows: Rows, about: dict[str, str]) -> None:
+def _hdf5(path: Path, rows: Columns, about: dict[str, str]) -> None:
     with create_h5(path) as file:
         file.attrs.update(about)
         for name, (dtype, shape) in rows.columns.items():
@@ -97,7 +121,7 @@ def _hdf5(path: Path, rows: Rows, about: dict[str, str]) -> None:
             at += n
 
 
-def _npz(path: Path, rows: Rows, about: dict[str, str]) -> None:
+def _npz(path: Path, rows: Columns, about: dict[str, str]) -> None:
     """A zip of .npy members, which are written one after another: the blocks are read once for each."""
     with ExitStack() as stack:
         archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(open(path, "xb")), "w"))
@@ -113,7 +137,7 @@ def _npz(path: Path, rows: Rows, about: dict[str, str]) -> None:
 
 
 _PYERRORS = ".json.gz"
-_WRITERS: dict[str, Callable[[Path, Rows, dict[str, str]], None]] = {
+_WRITERS: dict[str, Callable[[Path, Columns, dict[str, str]], None]] = {
     ".npz": _npz,
     ".h5": _hdf5,
     ".hdf5": _hdf5,

@@ -1,6 +1,7 @@
 """The rows of an exported ensemble, block by block in constant memory."""
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +16,17 @@ from .measured import Measured
 GROUP = "observables/"
 # rows of a block's draws, -1 for the chain's configuration before the block; and columns that say where they stand
 Places = tuple[Key, np.ndarray, dict[str, np.ndarray]]
+
+
+class Columns(Protocol):
+    """Rows of named columns: `columns`, dtype and shape of one row by name; `n`, how many; `pieces`, some at a time."""
+
+    @property
+    def columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]: ...
+
+    n: int
+
+    def pieces(self, *names: str) -> Iterator[dict[str, np.ndarray]]: ...
 
 
 class Rows:
