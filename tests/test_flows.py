@@ -25,7 +25,15 @@ def build(spec, shape, scale=0.15) -> Flow:
 
 def test_every_registered_flow_has_a_row():
     # no density at given x, by which rows are tested (test_stochastic, test_conditional), or no scalars
-    others = {"plaquettes", "trivializing", "gauge_coupling", "stochastic", "conditional"}
+    others = {
+        "plaquettes",
+        "loops",
+        "trivializing",
+        "gauge_coupling",
+        "stochastic",
+        "stochastic_gauge",
+        "conditional",
+    }
     assert set(flows.classes) == set(FLOWS) | others
 
 

@@ -165,9 +165,9 @@ def test_training_improves_the_weights():
     target = Wilson(shape=(2, 4), group="su2", beta=4.0)
     flow = StochasticGauge(beta0=1.5, steps=2, thermalisation=6).build_for(target, 1)
     plain = copy.deepcopy(flow)
-    train(flow, target, TrainSettings(steps=12, lr=0.05, warmup=2, batch=16, evaluate_draws=1024), seed=2)
+    train(flow, target, TrainSettings(steps=24, lr=0.03, warmup=3, batch=16, evaluate_draws=1024), seed=2)
     before, after = (
-        summarise_weights(FlowSampler(target, f).draw(None, N, stream(3, Purpose.DRAW, 0))[0].log_w)
+        summarise_weights(FlowSampler(target, f).draw(None, 2048, stream(3, Purpose.DRAW, 0))[0].log_w)
         for f in (plain, flow)
     )
     assert after.ess - before.ess > 10 * (before.ess_error**2 + after.ess_error**2) ** 0.5

@@ -67,7 +67,10 @@ class PathFlow(Flow):
 
     def push(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Noise to `(x, log q of the path)`; differentiable in the parameters, updates held fixed."""
-        x, log_q = self.start(noise)
+        return self.follow(noise, *self.start(noise))
+
+    def follow(self, noise: Tensor, x: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """The path from x_0 = x, of `log r(x_0)` = log_q, on."""
         for l, (layers, b, *own) in enumerate(self.blocks(noise)):
             for layer in layers:
                 x, log_det = layer(x)
