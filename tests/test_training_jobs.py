@@ -165,6 +165,40 @@ def test_torchrun(deck, alone):
     same_to_rounding(alone, deck.parent / "torchrun")
 
 
+AFTER = """
+import glob, time, torch
+from latticeflow.production.group import process_group
+from latticeflow.production.ranks import Ranks
+
+def threads():
+    found = 0
+    for path in glob.glob("/proc/self/task/*/comm"):
+        try:
+            found += "gloo" in open(path).read()
+        except OSError:
+            pass  # it has just ended
+    return found
+
+with process_group(Ranks.world(), "cpu") as group:
+    x = torch.nn.Parameter(torch.ones(2))
+    torch.optim.Adam([x])
+    assert float(group.sum(x.detach().clone())[0]) == 2
+    inside = threads()
+since = time.monotonic()
+while threads() and time.monotonic() - since < 5:  # the kernel takes a moment to forget a thread that was joined
+    time.sleep(0.01)
+print(inside > 0, threads())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads by name are in Linux's /proc")
+def test_no_thread_outlives_the_group(mpirun, tmp_path):
+    """One that holds a tensor while Python ends would abort the rank, now and then."""
+    job = mpirun(2, "-c", AFTER, cwd=tmp_path)
+    assert job.returncode == 0, job.stderr
+    assert job.stdout.splitlines() == ["True 0"] * 2
+
+
 # without a launcher ---------------------------------------------------------------------------------------------
 
 TORCHRUN = {

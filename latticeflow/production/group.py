@@ -101,6 +101,9 @@ def process_group(ranks: Ranks, device: str) -> Iterator[Group]:
     if ranks.size == 1:
         yield ALONE
         return
+    # Imported by the first optimiser in any case. Within a group it would keep a default argument that is the group itself,
+    # so that gloo's threads outlive it, and one that still holds a tensor while Python ends aborts the process.
+    import torch._dynamo
     import torch.distributed as dist
 
     cuda = device != "cpu"
