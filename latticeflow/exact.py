@@ -63,6 +63,11 @@ def string_tension(group: str, beta: float) -> float:
     return -math.log(c[fundamental])
 
 
+def log_one_plaquette(group: str, beta: float) -> float:
+    """`log c_0`: the mean of the weight of one plaquette over Haar's measure."""
+    return _coefficients(group, beta)[1]
+
+
 def charges(shape: tuple[int, ...], beta: float) -> tuple[np.ndarray, np.ndarray]:
     """U(1): topological charges Q = -k, ..., k and their probabilities, those that are left out below 1e-14.
 

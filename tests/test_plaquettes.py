@@ -210,10 +210,10 @@ def test_precision(precision):
 def test_what_cannot_be_is_refused():
     for target in (
         Wilson(shape=(4, 4, 4), group="u1", beta=1.0),
-        Wilson(shape=(4, 4), group="su2", beta=1.0),
+        Wilson(shape=(4, 4, 4), group="su2", beta=1.0),
         Phi4(shape=(4, 4), m2=1.0, lam=1.0),
     ):
-        with pytest.raises(InputError, match="a flow of u1 in two dimensions; found"):
+        with pytest.raises(InputError, match="a flow of Wilson's action in two dimensions; found target"):
             Plaquettes().build_for(target, 1)
     with pytest.raises(InputError, match="use build_for"):
         Plaquettes().build(Lattice((4, 4)), 1)

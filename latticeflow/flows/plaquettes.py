@@ -8,12 +8,8 @@ one, at the origin, what the torus leaves, gauge and Polyakov loops uniform. Lay
 - `Spread`: h acts on the plaquette at the origin, and the others take up the rest, each a share of it.
 
 Both start from an h that takes uniform angles to the von Mises distribution at beta, which is what they have to do where V
-is large.
-- `PlaquetteDrift`: the continuous flow `dtheta_0/dt = v(x) - v(x - e1)`, `dtheta_1/dt = -v(x) + v(x - e0)`,
-  `v(x) = sum_y sum_n K_n(x - y; t) sin(n P(y))`, in the spirit of Luescher's trivializing flow (0907.5491) but with
-  kernels of any range. On plaquettes it is `dP/dt = -Laplace v`.
-
-All commute with gauge transformations and with charge conjugation; the last with translations, too.
+is large, and commute with gauge transformations and with charge conjugation. A continuous flow may follow
+(`plaquette_drift`). The settings here also build the flows of SU(2) and SU(3), whose layers are in `lassos`.
 """
 
 import math
@@ -26,17 +22,18 @@ from scipy.special import ive
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..groups import GROUPS, wrap
+from ..groups import GROUPS, SU, wrap
 from ..lattice import Lattice
 from ..targets import LatticeTarget, Wilson
 from ..transforms.circular import Knots, circle_inverse, circle_map, knots, von_mises_knots
-from ..transforms.convolution import eigenvalues
-from ..transforms.plaquettes import closed, curl, curl_transposed, independent, lift, score_of_plaquettes
+from ..transforms.plaquettes import closed, curl, curl_transposed, independent, lift
 from ..transforms.sums import site_sum
+from . import lassos
 from .base import HaarBase
-from .continuous import ContinuousLayer
 from .flow import Flow, Layer
+from .plaquette_drift import PlaquetteDrift
 from .spec import FlowSpec, flows
+from .trivializing import TrivializingLayer
 
 SCALE = 10.0
 
@@ -158,68 +155,14 @@ class Spread(Layer):
         self.h.load_state_dict(previous.h.state_dict())
 
 
-class PlaquetteDrift(ContinuousLayer):
-    """The continuous flow of the module's docstring: that of scalars for the field P, without the feature P; w = 1."""
-
-    def __init__(self, lattice: Lattice, harmonics: int, modes: int, steps: int, solver: str):
-        super().__init__(lattice, harmonics, modes, steps, solver, 1.0)
-        self.kernel = nn.Parameter(torch.zeros_like(self.kernel[1:]))
-        self.log_w.requires_grad_(False)
-
-    def kernels_at(self, times: list[float]) -> tuple[Tensor, Tensor]:
-        """Of `-Laplace K_n`, and zero for the feature P."""
-        t = torch.tensor(times, dtype=torch.float64).unsqueeze(1)
-        cosines = torch.cos(math.pi * torch.arange(self.modes) * t).to(self.kernel)
-        values = torch.einsum("tb,fbo->tfo", cosines, self.kernel)
-        base = eigenvalues(self.lattice, self.kernel.dtype, self.kernel.device)
-        found = (values @ base) * (_laplacian(self.lattice).to(base) @ base)
-        found = torch.cat([torch.zeros_like(found[:, :1]), found], 1)
-        return found, found.mean(-1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        p = wrap(curl(x))
-        moved, log_det = super().forward(p)
-        return wrap(x + lift(moved - p)), log_det
-
-    def forward_with_score(self, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        p = wrap(curl(x))
-        moved, log_det, s = super().forward_with_score(p, score_of_plaquettes(score))
-        return wrap(x + lift(moved - p)), log_det, curl_transposed(s)
-
-    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self._back(y, super().inverse)
-
-    def finer_inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self._back(y, super().finer_inverse)
-
-    def _back(self, y: Tensor, undo) -> tuple[Tensor, Tensor]:
-        p = wrap(curl(y))
-        moved, log_det = undo(p)
-        return wrap(y + lift(moved - p)), log_det
-
-
-def _laplacian(lattice: Lattice) -> Tensor:
-    """`-Laplace` as a kernel, a value for each orbit of the displacement, float64."""
-    orbits = lattice.displacement_orbits
-    kernel = np.zeros(lattice.shape)
-    for mu, side in enumerate(lattice.shape):
-        for step in (1, -1):
-            place = [0] * lattice.dim
-            place[mu] = step % side
-            kernel[(0,) * lattice.dim] += 1
-            kernel[tuple(place)] -= 1
-    values = torch.zeros(int(orbits.max()) + 1, dtype=torch.float64)
-    values[torch.from_numpy(orbits).flatten()] = torch.from_numpy(kernel).flatten()
-    return values
-
-
 @flows.add("plaquettes")
 class Plaquettes(FlowSpec):
-    """A flow of U(1) in two dimensions.
+    """A flow of U(1), SU(2) or SU(3) in two dimensions.
 
-    `base`: "independent" plaquettes at the target's beta, or "haar"; `map`: a `PlaquetteMap` first; `spread`: then a
-    `Spread`; `bins` of their splines. Then the continuous flow, unless `steps` is 0: `harmonics` n, `modes` cosines in time,
-    `steps` of `solver` to start with (training raises them where the density asks for it).
+    `base`: "independent" plaquettes at the target's beta, or "haar"; `map`: a layer first that maps all plaquettes but one;
+    `spread`: then one that shares the last one's mismatch; `bins` of their splines. Then a continuous flow, unless `steps`
+    is 0 (not given: 8 for U(1), 0 for SU(N)): `harmonics` n of sin(n P), for SU(N) powers of the plaquette, `modes` cosines
+    in time, `steps` of `solver` to start with (training raises them where the density asks for it).
     """
 
     base: Literal["independent", "haar"] = "independent"
@@ -228,7 +171,7 @@ class Plaquettes(FlowSpec):
     bins: int = Field(12, ge=1, le=100)
     harmonics: int = Field(4, ge=1)
     modes: int = Field(4, ge=1)
-    steps: int = Field(8, ge=0)
+    steps: int | None = Field(None, ge=0)
     solver: Literal["rk4", "rk6"] = "rk4"
 
     def build(self, lattice: Lattice, seed: int) -> Flow:
@@ -237,18 +180,33 @@ class Plaquettes(FlowSpec):
         )
 
     def build_for(self, target: LatticeTarget, seed: int) -> Flow:
-        """Raises `InputError` for another target than U(1) in two dimensions."""
-        if not isinstance(target, Wilson) or target.group != "u1" or len(target.shape) != 2:
-            found = getattr(target, "group", target.kind)
-            raise InputError(f"plaquettes: a flow of u1 in two dimensions; found {found} on {target.shape}")
+        """Raises `InputError` for another target than Wilson's action in two dimensions, and for what SU(N) has not."""
+        if not isinstance(target, Wilson) or len(target.shape) != 2:
+            raise InputError(
+                f"plaquettes: a flow of Wilson's action in two dimensions; found target '{target.kind}' on {target.shape}"
+            )
+        if isinstance(target.links, SU):
+            return Flow(lassos.base_of(self.base, target), self._layers_of_su(target, target.links))
         lattice = target.lattice
-        base = (
-            HaarBase(lattice, target.links)
-            if self.base == "haar"
-            else IndependentPlaquettes(lattice, target.beta)
-        )
+        haar = HaarBase(lattice, target.links)
+        base = haar if self.base == "haar" else IndependentPlaquettes(lattice, target.beta)
+        return Flow(base, self._layers_of_u1(target))
+
+    def _layers_of_u1(self, target: Wilson) -> list[Layer]:
+        lattice, steps = target.lattice, 8 if self.steps is None else self.steps
         layers: list[Layer] = [PlaquetteMap(self.bins, target.beta)] if self.map else []
         layers += [Spread(lattice, self.bins, target.beta)] if self.spread else []
+        if steps:
+            layers.append(PlaquetteDrift(lattice, self.harmonics, self.modes, steps, self.solver))
+        return layers
+
+    def _layers_of_su(self, target: Wilson, group: SU) -> list[Layer]:
+        layers: list[Layer] = [lassos.LassoMap(group, self.bins, target.beta)] if self.map else []
+        layers += [lassos.LassoSpread(group, self.bins, target.beta)] if self.spread else []
+        if self.steps and self.solver != "rk4":
+            raise InputError(
+                f"plaquettes: solver = '{self.solver}' is of u1; {target.group} has 'rk4', on the group"
+            )
         if self.steps:
-            layers.append(PlaquetteDrift(lattice, self.harmonics, self.modes, self.steps, self.solver))
-        return Flow(base, layers)
+            layers.append(TrivializingLayer(group, target.lattice, self.harmonics, self.modes, self.steps))
+        return layers

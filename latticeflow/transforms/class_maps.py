@@ -20,9 +20,13 @@ from torch import Tensor
 from .circular import Knots, circle_inverse, circle_map
 from .spectral import spectral
 
-FLOOR = 1e-4
-BINS, FINE = 64, 64  # of sigma; points of the tables in each of them
-RHO_BINS = 32
+FLOOR = 1e-5
+BINS, RHO_BINS = 64, 32
+FINE = 32  # points of the tables in each bin
+
+
+def _no_rho(sigma: Tensor) -> Knots:
+    raise TypeError("a stage of SU(2) has no rho")
 
 
 @dataclass(frozen=True)
@@ -30,17 +34,17 @@ class Stage:
     """sigma's knots, and rho's as a function of the new sigma (SU(3))."""
 
     sigma: Knots
-    rho: Callable[[Tensor], Knots] | None = None
+    rho: Callable[[Tensor], Knots] = _no_rho
 
 
-def move(p: Tensor, stages: list[Stage]) -> tuple[Tensor, Tensor]:
-    """P `[..., N, N]` after all stages, and `log |det|` with respect to Haar's measure."""
-    return spectral(p, lambda angles: _along(angles, stages, circle_map))
+def move(p: Tensor, stages: list[Stage], share: float | None = None) -> tuple[Tensor, Tensor]:
+    """P `[..., N, N]` after all stages, and `log |det|` with respect to Haar's measure; `share` as of `spectral`."""
+    return spectral(p, lambda angles: _along(angles, stages, circle_map), share)
 
 
-def move_back(p: Tensor, stages: list[Stage]) -> tuple[Tensor, Tensor]:
-    """The inverse of `move`."""
-    return spectral(p, lambda angles: _along(angles, stages[::-1], circle_inverse))
+def move_back(p: Tensor, stages: list[Stage], share: float | None = None) -> tuple[Tensor, Tensor]:
+    """The inverse of `move`; with a `share` the turn is the inverse of its."""
+    return spectral(p, lambda angles: _along(angles, stages[::-1], circle_inverse), share)
 
 
 def _along(angles: Tensor, stages: list[Stage], by) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,27 +61,27 @@ def _along(angles: Tensor, stages: list[Stage], by) -> tuple[Tensor, Tensor, Ten
     begun = math.pi * (first - second) / (first + second)
     sigma, rho, total = start, begun, torch.zeros_like(start)
     for stage in stages:
-        assert stage.rho is not None
         new, log_sigma = by(sigma, stage.sigma)
         rho, log_rho = by(rho, stage.rho(new if by is circle_map else sigma))
         total = total + log_sigma + log_rho + (new / sigma).log()  # d alpha_1 d alpha_2 ~ sigma d sigma d rho
         sigma = new
-    return _alcove(sigma, rho), _alcove(start, begun), total
+    return alcove_angles(sigma, rho), alcove_angles(start, begun), total
 
 
-def _alcove(sigma: Tensor, rho: Tensor) -> Tensor:
+def alcove_angles(sigma: Tensor, rho: Tensor) -> Tensor:
+    """theta `[..., 3]` of the coordinates of SU(3)'s classes."""
     first, second = sigma * (1 + rho / math.pi), sigma * (1 - rho / math.pi)
     return torch.stack([2 * first + second, second - first, -first - 2 * second], -1) / 3
 
 
-def reference(n: int, beta: float, like: Tensor) -> Stage:
-    """The map of the module's docstring, n = 2 or 3, in the dtype and on the device of `like`."""
-    tables = [torch.from_numpy(one).to(like) for one in _tables(n, beta)]
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # a cached inference tensor could not be used under autograd later
+def reference(n: int, beta: float, device: torch.device) -> Stage:
+    """The map of the module's docstring, n = 2 or 3, float64."""
+    radial, rows = (torch.from_numpy(one).to(device) for one in _tables(n, beta))
+    x, y, d = radial
     if n == 2:
-        x, y, d = tables[0]
         return Stage((x, y, d))
-    (x, y, d), rows = tables
-    rows = rows.transpose(0, 1)  # [sigma, x y d, bins + 1]
 
     def rho(sigma: Tensor) -> Knots:
         place = sigma * (BINS / math.pi)
@@ -89,33 +93,35 @@ def reference(n: int, beta: float, like: Tensor) -> Stage:
     return Stage((x, y, d), rho)
 
 
-@lru_cache(maxsize=32)
-def _tables(n: int, beta: float) -> tuple[np.ndarray, ...]:
-    """sigma's knots `[3, BINS + 1]`; of SU(3) also rho's, `[3, BINS + 1, RHO_BINS + 1]`, at each of sigma's."""
+def densities(n: int, sigma, rho, beta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Haar's, up to a constant, and `exp((beta / N) Re tr (P - 1))`, at the coordinates of classes (SU(2) has no rho)."""
+    if n == 2:
+        return np.sin(sigma) ** 2, np.exp(beta * (np.cos(sigma) - 1))
+    first, second = sigma * (1 + rho / math.pi), sigma * (1 - rho / math.pi)
+    haar = sigma * (np.sin(sigma) * np.sin(first / 2) * np.sin(second / 2)) ** 2
+    trace = sum(np.cos(one / 3) for one in (2 * first + second, second - first, first + 2 * second))
+    return haar, np.exp(beta / 3 * (trace - 3))
+
+
+def _tables(n: int, beta: float) -> tuple[np.ndarray, np.ndarray]:
+    """sigma's knots `[3, BINS + 1]`; of SU(3) also rho's at each of sigma's, `[BINS + 1, 3, RHO_BINS + 1]`."""
     sigma = np.linspace(0, math.pi, BINS * FINE + 1)
     if n == 2:
-        haar, boltzmann = np.sin(sigma) ** 2, np.exp(beta * (np.cos(sigma) - 1))
-        return (_knots(haar, haar * _ratio(boltzmann, (haar * boltzmann).sum() / haar.sum()), BINS),)
+        haar, boltzmann = densities(n, sigma, None, beta)
+        mean = (haar * boltzmann).sum() / haar.sum()
+        return _knots(haar, haar * _ratio(boltzmann, mean), BINS), np.empty(0)
     rho = np.linspace(0, math.pi, RHO_BINS * FINE + 1)  # both densities are even in rho
     ends = np.where((rho == 0) | (rho == math.pi), 0.5, 1.0)
-    haar, boltzmann = _densities(sigma[:, None], rho, beta)
+    haar, boltzmann = densities(n, sigma[:, None], rho, beta)
     mean = ((haar * boltzmann) @ ends).sum() / (haar @ ends).sum()
     radial = _knots(haar @ ends, (haar * _ratio(boltzmann, mean)) @ ends, BINS)
     rows = []
     for x, y in np.clip(
         radial[:2].T, 0.01, math.pi - 0.01
     ):  # at the ends Haar's density vanishes for all rho
-        of_y, boltzmann = _densities(y, rho, beta)
-        rows.append(_knots(_densities(x, rho, beta)[0], of_y * _ratio(boltzmann, mean), RHO_BINS))
-    return radial, np.stack(rows, 1)
-
-
-def _densities(sigma, rho, beta: float) -> tuple[np.ndarray, np.ndarray]:
-    """SU(3): Haar's, up to a constant, and `exp((beta / 3) (Re tr P - 3))`."""
-    first, second = sigma * (1 + rho / math.pi), sigma * (1 - rho / math.pi)
-    haar = sigma * (np.sin(sigma) * np.sin(first / 2) * np.sin(second / 2)) ** 2
-    trace = sum(np.cos(one / 3) for one in (2 * first + second, second - first, first + 2 * second))
-    return haar, np.exp(beta / 3 * (trace - 3))
+        of_y, boltzmann = densities(n, y, rho, beta)
+        rows.append(_knots(densities(n, x, rho, beta)[0], of_y * _ratio(boltzmann, mean), RHO_BINS))
+    return radial, np.stack(rows)
 
 
 def _ratio(boltzmann: np.ndarray, mean: float) -> np.ndarray:

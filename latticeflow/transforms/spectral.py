@@ -67,14 +67,16 @@ class _Rebuild(torch.autograd.Function):
         return grad, k.diagonal(dim1=-2, dim2=-1).real, None, None
 
 
-def spectral(p: Tensor, move) -> tuple[Tensor, Tensor]:
+def spectral(p: Tensor, move, share: float | None = None) -> tuple[Tensor, Tensor]:
     """`(P', log |det|)` of P `[..., N, N]`; `move(theta) -> (theta', theta, log |d theta' / d theta|)`.
 
-    The theta that `move` returns is that of which theta' is the image: it may hold angles apart that meet.
+    The theta that `move` returns is that of which theta' is the image: it may hold angles apart that meet. With a `share` s
+    `V e^{i s (theta' - theta)} V^dagger` takes the place of P': it commutes with P, and `P' = P` times its 1/s-th power.
     """
     angles, v = alcove(p)
     new, used, log_slope = move(_Angles.apply(p, angles, v))
     i, j = torch.triu_indices(new.shape[-1], new.shape[-1], 1, device=new.device)
     log_sines = [((one[..., i] - one[..., j]) / 2).sin().abs().log() for one in (new, used)]
-    moved = _Rebuild.apply(p, new, used.detach(), v)
+    made = new if share is None else share * (new - used)
+    moved = _Rebuild.apply(p, made, used.detach(), v)
     return moved, log_slope + 2 * (log_sines[0] - log_sines[1]).sum(-1)
