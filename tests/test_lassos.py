@@ -338,6 +338,8 @@ def test_what_cannot_be_is_refused():
         InputError, match="a flow of Wilson's action in two dimensions; found target 'wilson'"
     ):
         Plaquettes().build_for(Wilson(shape=(2, 2, 2), group="su2", beta=1.0), 1)
+    with pytest.raises(InputError, match="do not fit"):
+        HAAR.build_for(SMALL[0], 1).adopt(HAAR.build_for(SMALL[1], 1))
     for wrong in ({"steps": -1}, {"bins": 0}, {"base": "white"}, {"shares": 2}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             Plaquettes(**wrong)
