@@ -8,14 +8,16 @@ from test_gauge import gauge_transform
 from test_schwinger import dense, links, of
 
 from latticeflow.errors import InputError, NumericalError
+from latticeflow.flows.loops import Loops
 from latticeflow.observables import measure, observables
 from latticeflow.random import Purpose, stream
-from latticeflow.samplers import HeatBathSpec, HMCSpec, check_reversibility
+from latticeflow.samplers import FlowSampler, HeatBathSpec, HMCSpec, check_reversibility
 from latticeflow.samplers.integrators import rounding_bound
 from latticeflow.samplers.pseudofermions import PseudofermionsSpec, conjugate_gradients
 from latticeflow.statistics import mean
 from latticeflow.targets import Phi4, Wilson
 from latticeflow.targets.dirac import dirac
+from latticeflow.training import TrainSettings, train
 
 torch.set_num_threads(1)
 TARGET = of((4, 4))
@@ -141,6 +143,22 @@ def test_against_reweighted_quenched_sampling(name, quenched):
     periodic[:, 1, :, -1] += np.pi
     for log_w in (TARGET.log_det(x), 2 * TARGET.log_det(periodic), torch.zeros(len(x))):
         assert max(map(abs, pulls(found, reweighted(observed, log_w.numpy())).values())) > 8
+
+
+def test_flow_against_reweighted_quenched_sampling(quenched):
+    """A flow along loops, hardly trained, by importance sampling with its own weights. Without them it must fail."""
+    flow = Loops(base_beta=2.4, suppression=1.0, steps=3, sides=1, modes=2).build_for(TARGET, 1)
+    settings = TrainSettings(steps=30, optimizer="soap", lr=3e-3, warmup=5, evaluate_draws=1024)
+    train(flow, TARGET, settings, seed=1)
+    draws, _ = FlowSampler(TARGET, flow.eval()).draw(None, 512 * 16, rng(13))
+    observed = numbers(TARGET, draws.x)
+    found = reweighted(observed, np.asarray(draws.log_w))
+    x, plain = quenched
+    expected = reweighted(plain, 2 * TARGET.log_det(x).numpy())
+    assert max(map(abs, pulls(found, expected).values())) < 4, (found, expected)
+    assert abs(found["schwinger_dyson"][0]) < 4 * found["schwinger_dyson"][1]
+    unweighted = reweighted(observed, np.zeros(len(draws.x)))
+    assert max(map(abs, pulls(unweighted, expected).values())) > 8
 
 
 # pseudofermions

@@ -54,6 +54,21 @@ def test_both_estimators_have_the_same_mean(spec):
     assert float(((a.mean(0) - 0.5 * b.mean(0)).abs() / error)[used].max()) > 10
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "soap"])
+def test_weight_decay_shrinks_before_the_step(optimizer):
+    """After one step the parameters differ by `lr d` times what they were, and by nothing else."""
+    start = [p.detach().clone() for p in scramble(SPEC.build(Lattice((4, 4)), 1), 44).parameters()]
+    found = []
+    for decay in (0.0, 3.0):
+        flow = scramble(SPEC.build(Lattice((4, 4)), 1), 44)
+        settings = TrainSettings(steps=1, optimizer=optimizer, lr=0.01, warmup=0, evaluate_draws=1024,
+                                 precision="float64", weight_decay=decay)  # fmt: skip
+        train(flow.double(), PHI4, settings, seed=1)
+        found.append([p.detach() for p in flow.parameters()])
+    for before, plain, shrunk in zip(start, *found):
+        torch.testing.assert_close(plain - shrunk, 0.03 * before.double(), rtol=1e-10, atol=1e-12)
+
+
 def test_path_gradient_vanishes_at_the_optimum_draw_by_draw():
     free = FreeField(shape=(4, 4), m2=0.8)
     flow = Flow(Spectrum(free.lattice), []).double()

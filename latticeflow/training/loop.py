@@ -213,10 +213,19 @@ class _Training:
         if stopping:
             raise Stopped("; ".join(filter(None, (reason, self._progress()))), together=True)
         clock = time.perf_counter()
+        self._shrink(settings.lr_at(self.own_steps) * settings.weight_decay)
         self.optimizer.step()
         self.losses.append(loss)
         self.done += 1
         self.seconds += time.perf_counter() - clock
+
+    @torch.no_grad()
+    def _shrink(self, share: float) -> None:
+        """Every parameter that is trained by this share of itself: decoupled weight decay."""
+        if share:
+            for p in self.flow.parameters():
+                if p.requires_grad:
+                    p.mul_(1 - min(share, 1.0))
 
     def _gradient(self, asked: bool) -> tuple[float, bool]:
         """Gradient of the whole batch, into `.grad`; its loss, and whether any rank was asked to stop."""

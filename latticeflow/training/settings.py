@@ -18,9 +18,11 @@ class TrainSettings(Spec):
     `steps`: optimiser steps. `optimizer`: "adam", or "soap" (`training/soap.py`), which wants a few thousand parameters
     at most and then learns much faster. `batch`: a number, or a schedule `[[fraction, batch], ...]`, the batch used
     from that fraction of all steps on. `lr`: the optimiser's rate at its peak, reached after `warmup` steps, then falling
-    to 0 with half a cosine (`decay = "constant"`: staying). `clip`: largest norm of the gradient. `estimator` of the
-    reverse divergence's gradient: "path" (sticking the landing), "reparametrised" or "log_variance". ESS is measured on
-    `evaluate_draws` draws every `evaluate_every` steps, a checkpoint written every `checkpoint_every`, the last `keep` of
+    to 0 with half a cosine (`decay = "constant"`: staying). `weight_decay` d: every step first shrinks all parameters by
+    `1 - lr d` (decoupled, 1711.05101), so that directions which the divergence does not see do not walk away.
+    `clip`: largest norm of the gradient. `estimator` of the reverse divergence's gradient: "path" (sticking the landing),
+    "reparametrised" or "log_variance". ESS is measured on `evaluate_draws` draws every `evaluate_every` steps, a
+    checkpoint written every `checkpoint_every`, the last `keep` of
     which stay.
 
     `compile`: the repeated parts of split and continuous flows by torch.compile, 20 to 60 s once for each lattice and
@@ -45,6 +47,7 @@ class TrainSettings(Spec):
     lr: float = Field(2e-3, gt=0)
     warmup: int = Field(100, ge=0)
     decay: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(10.0, gt=0)
     estimator: Literal["path", "reparametrised", "log_variance"] = "path"
     objective: Literal["reverse", "forward", "mixed"] = "reverse"
