@@ -14,8 +14,9 @@ from latticeflow.lattice import Lattice
 from latticeflow.samplers import FlowSampler
 from latticeflow.statistics import summarise_weights
 from latticeflow.targets import Phi4, Wilson
+from latticeflow.targets.gauge import plaquette
 from latticeflow.training import TrainSettings, train
-from latticeflow.transforms import commutator_free
+from latticeflow.transforms import commutator_free, matrices, plaquette_views
 
 torch.set_num_threads(1)
 TARGETS = [Wilson(shape=(4, 4), group="su2", beta=2.2), Wilson(shape=(3, 4), group="su3", beta=5.0)]
@@ -175,3 +176,104 @@ def test_goes_on_on_a_larger_lattice():
     wide, total = large.layers[0].drift(0.2)(again)
     torch.testing.assert_close(total, 4 * divergence)
     torch.testing.assert_close(wide[:, :, :4, :4], velocity)
+
+
+@pytest.mark.parametrize("target", ALL)
+def test_matrices_number_by_number(target):
+    """Product, exponential and algebra against `groups.py`; derivatives against differences."""
+    group = target.links
+    u = group.haar((2, 2, 3, 4), rng(20), torch.float64)
+    c, d = torch.from_numpy(rng(21).normal(size=(2, 2, 2, 3, 4, group.generators)))
+    links, a = matrices.to_planes(u), matrices.to_algebra(group, c)
+    torch.testing.assert_close(matrices.from_algebra(group, a), c)
+    dot = matrices.inner(a, matrices.to_algebra(group, d))
+    torch.testing.assert_close(dot.permute(-1, 0, 1, 2), (c * d).sum(-1))
+    for strength in (0.1, 1.0, 4.0):  # the last is squared
+        e = matrices.from_planes(matrices.Planes.exp(strength * a))
+        torch.testing.assert_close(e, group.exp(strength * c))
+    moved = matrices.Planes.mul(matrices.Planes.exp(a), links)
+    torch.testing.assert_close(matrices.from_planes(moved), group.exp(c) @ u)
+
+    def exponential(c):
+        return matrices.Planes.exp(matrices.to_algebra(group, c))
+
+    for strength in (0.0, 0.5, 3.0):
+        assert torch.autograd.gradcheck(exponential, strength * c[:1, :, 0, :1].requires_grad_())
+    pair = [one[..., :1, :1, 0].clone().requires_grad_() for one in links.split(1, 2)]
+    assert torch.autograd.gradcheck(matrices.Planes.mul, pair)
+
+
+@pytest.mark.parametrize("target", ALL)
+def test_views_of_plaquettes(target):
+    """Against dense matrices, and their derivatives against differences."""
+    group = target.links
+    x = group.haar((1, 2, 2, 3), rng(22), torch.float64)
+    p = plaquette(group, x, 0, 1)
+    links = matrices.to_planes(x).requires_grad_()
+    found = [matrices.from_planes(one.detach()) for one in plaquette_views.views(links)]
+    below = torch.roll(x[:, 1].mH @ p @ x[:, 1], 1, 2)
+    beside = torch.roll(x[:, 0].mH @ p @ x[:, 0], 1, 1)
+    for one, expected in zip(found, (p, below, beside), strict=True):
+        torch.testing.assert_close(one, expected)
+    assert torch.autograd.gradcheck(plaquette_views.views, links)
+    p, q, r = (one[..., :1, :2, :].detach().clone().requires_grad_() for one in plaquette_views.views(links))
+    assert torch.autograd.gradcheck(plaquette_views.overlaps, (p, q))
+    numbers = [matrices.trace(one).detach().clone().requires_grad_() for one in (p, q, r)]
+    assert torch.autograd.gradcheck(plaquette_views.velocity, (*numbers, p, q, r))
+
+
+@pytest.mark.parametrize("target", ALL)
+@pytest.mark.parametrize("powers", [1, 2, 3, 6])
+@torch.no_grad()
+def test_powers_of_plaquettes(target, powers):
+    """Traces, d_a W_n and d_a d_a W_n, n = 1 ... powers, against the matrices' powers."""
+    group = target.links
+    u = group.haar((5, 1, 1), rng(23), torch.float64)
+    p = matrices.to_planes(u[:, None])[:, :, 0]
+    drift = Trivializing(powers=powers).build_for(target, 1).double().layers[0].drift(0.0)
+    traces, zeta = drift.class_functions(matrices.trace(p))
+    laplacians = drift.laplacians(traces)
+    n, t = group.n, group.basis
+    for k in range(1, powers + 1):
+        power = torch.linalg.matrix_power(u, k)
+        trace = power.diagonal(dim1=-2, dim2=-1).sum(-1).squeeze()
+        torch.testing.assert_close(traces[k - 1].squeeze(), trace.real if n == 2 else trace)
+        part = -k / (2 * n) * matrices.algebra(zeta[k - 1] * p)[:, :, None]
+        torch.testing.assert_close(
+            matrices.from_algebra(group, part).squeeze(), k / n * group.gradient(power).squeeze()
+        )
+        # d_a d_a tr P^k = -k sum_j tr T_a P^j T_a P^(k-j), j = 1 ... k
+        second = sum(
+            torch.einsum(
+                "aij,bjk,akl,bli->b",
+                t,
+                torch.linalg.matrix_power(u, j)[:, 0, 0],
+                t,
+                torch.linalg.matrix_power(u, k - j)[:, 0, 0],
+            )
+            for j in range(1, k + 1)
+        )
+        torch.testing.assert_close(laplacians[k - 1].squeeze(), -k / n * second.real)
+
+
+def test_gradient_of_the_parameters():
+    """Of a sum over links, against differences along a direction of all parameters."""
+    for target in TARGETS:
+        flow = made(target, 24, steps=2)
+        z, parameters = flow.noise(2, rng(25)), list(flow.parameters())
+        c = torch.from_numpy(rng(26).normal(size=tuple(z.shape)))
+        step = [torch.from_numpy(rng(27, i).normal(size=tuple(p.shape))) for i, p in enumerate(parameters)]
+
+        def loss(flow=flow, z=z, c=c):
+            x, log_q = flow.push(z)
+            return (x.real * c).sum() + log_q.sum()
+
+        slopes = torch.autograd.grad(loss(), parameters)
+        found = sum((a * b).sum() for a, b in zip(slopes, step))
+        ends = []
+        for sign in (1, -2):
+            with torch.no_grad():
+                for p, move in zip(parameters, step):
+                    p += sign * 1e-5 * move
+                ends.append(loss())
+        torch.testing.assert_close((ends[0] - ends[1]) / 2e-5, found, rtol=1e-6, atol=1e-6)

@@ -12,12 +12,19 @@ divergence is a sum over plaquettes, and over links with their two plaquettes p 
 
 `div v = sum_x [ 4 sum_n f_n L_n + 4 sum_nm K_nm(0) D_n(x) . D_m(x) ] + sum_links 2 sum_nm K_nm(p - q) D_n(p) . D_m(q)`,
 `D_n(p) = d_a W_n(p)` at the link,
-`L_n = d_a d_a W_n = -(n / N) Re [ C tr P^n + sum_{k=1}^{n-1} ( tr P^k tr P^{n-k} / 2 - tr P^n / 2N ) ]`,
+`L_n = d_a d_a W_n = -(n / 2N) Re [ (N^2 - n) / N tr P^n + sum_{k=1}^{n-1} tr P^k tr P^{n-k} ]`.
 
-C = (N^2 - 1) / 2N. Steps: `transforms.commutator_free`. The density is that of the solver, as for scalars' continuous flow.
+By the Cayley-Hamilton theorem the powers of P are never made: with `A'` the algebra's part of A (`matrices.algebra`),
+`(P^n)' = (zeta_n P)'`, zeta_n a polynomial in t = tr P: `zeta_n = h_{n-1}` (N = 2), `h_{n-1} - h_{n-2}^*` (N = 3), h the
+traces of symmetric powers, `h_k = t h_{k-1} - h_{k-2}` and `t h_{k-1} - t^* h_{k-2} + h_{k-3}`. So
+`i D_n T = -(n / 2N) (zeta_n P)'`, and D_n . D_m of two plaquettes follows from tr P Q, tr P Q^dagger and the two traces.
+
+Steps: `transforms.commutator_free`. The density is that of the solver, as for scalars' continuous flow.
 """
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from pydantic import Field
@@ -27,10 +34,22 @@ from ..errors import InputError, LatticeflowError
 from ..groups import SU
 from ..lattice import Lattice
 from ..targets import LatticeTarget, Wilson
-from ..targets.gauge import neighbour
 from ..transforms import commutator_free
-from ..transforms.commutator_free import Values
+from ..transforms.commutator_free import Rate, Values
 from ..transforms.convolution import bases, eigenvalues, to_momentum, to_position
+from ..transforms.heatbath import product
+from ..transforms.matrices import (
+    Planes,
+    algebra,
+    from_algebra,
+    from_planes,
+    inner,
+    left_derivative,
+    to_algebra,
+    to_planes,
+    trace,
+)
+from ..transforms.plaquette_views import overlaps, velocity, views
 from .base import HaarBase
 from .flow import Flow, Layer
 from .spec import FlowSpec, flows
@@ -40,7 +59,7 @@ ITERATIONS = 60
 
 
 class Drift:
-    """v and div v of links `[batch, 2, *shape, N, N]` at one time.
+    """v and div v at one time.
 
     `constant` w_n `[powers]`; `kernel` eigenvalues of K_nm `[powers, powers, V]`; `near` K_nm at displacement 0, e_0 and e_1
     `[3, powers, powers]`.
@@ -48,65 +67,77 @@ class Drift:
 
     def __init__(self, group: SU, lattice: Lattice, constant: Tensor, kernel: Tensor, near: Tensor):
         self.group, self.lattice = group, lattice
-        self.constant, self.kernel, self.near = constant, kernel, near
+        self.constant, self.kernel = constant, kernel
+        n = torch.arange(1, len(constant) + 1, dtype=constant.dtype, device=constant.device)
+        self.factor = -n.view(-1, 1, 1, 1) / (2 * group.n)
+        # what the divergence asks for: n m K_nm, symmetric; of a lattice point itself and twice of its neighbours
+        scale = torch.tensor([4.0, -2.0, -2.0]).to(constant).view(3, 1, 1) / (4 * group.n**2)
+        self.near = scale * n * n[:, None] * (near + near.mT) / 2
 
     def __call__(self, links: Tensor) -> tuple[Tensor, Tensor]:
-        group, n = self.group, self.group.n
-        u, v = links[:, 0], links[:, 1]
-        p = (u @ neighbour(v, 0)) @ (v @ neighbour(u, 1)).mH
-        powers = [p]
-        for _ in range(len(self.constant) - 1):
-            powers.append(powers[-1] @ p)
-        traces = torch.stack(
-            [one.diagonal(dim1=-2, dim2=-1).sum(-1) for one in powers]
-        )  # [powers, batch, *shape]
+        """v `[batch, 2, *shape, N^2 - 1]` and div v `[batch]` of links `[batch, 2, *shape, N, N]`."""
+        velocity, divergence = self.planes(to_planes(links))
+        return from_algebra(self.group, velocity), divergence
+
+    def planes(self, links: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of links `[N, N, 2, *shape, batch]`, `i v_a T_a` as a matrix (`transforms.matrices`)."""
+        n = self.group.n
+        p, below, beside = views(links)
+        t = trace(p)
+        traces, zeta = self.class_functions(t)
         f = self.coefficients(traces.real / n)
-        k = (
-            torch.arange(1, len(powers) + 1, dtype=f.dtype, device=f.device).view(-1, *[1] * (f.dim() - 1))
-            / n
-        )
-        p_n = torch.stack(powers)
-        here = group.gradient(p_n) * k[..., None]  # D_n at link 0 of its plaquette; at link 1 its negative
-        below = group.gradient(v.mH @ p_n @ v) * k[..., None]  # the same for links 0 and 1 of the next sites
-        beside = group.gradient(u.mH @ p_n @ u) * k[..., None]
-        below, beside = torch.roll(below, 1, 3), torch.roll(beside, 1, 2)
-        f_below, f_beside = torch.roll(f, 1, 3), torch.roll(f, 1, 2)
-        first = (f[..., None] * here - f_below[..., None] * below).sum(0)
-        second = (f_beside[..., None] * beside - f[..., None] * here).sum(0)
-        velocity = torch.stack([first, second], 1)
+        whole = (self.factor * f * zeta).sum(0)
+        v = velocity(whole, torch.roll(whole, 1, 1), torch.roll(whole, 1, 0), p, below, beside)
         divergence = 4 * (f * self.laplacians(traces)).sum(0)
-        divergence = divergence + 4 * _paired(self.near[0], here, here)
-        divergence = (
-            divergence - 2 * _paired(self.near[2], here, below) - 2 * _paired(self.near[1], here, beside)
-        )
-        return velocity, divergence.flatten(1).sum(1, dtype=torch.float64)
+        square = t * t * (1 - 1 / n) - 2 * (t.conj() if n == 3 else 1.0)
+        divergence = divergence + self.paired(0, zeta, zeta, n - t * t.conj() / n, square)
+        for place, axis, other in ((2, 1, below), (1, 0, beside)):
+            behind = torch.roll(zeta, 1, 1 + axis)
+            divergence = divergence + self.paired(place, zeta, behind, *overlaps(p, other))
+        return v, divergence.sum((0, 1), dtype=torch.float64)
+
+    def class_functions(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`tr P^n` and zeta_n of the module's docstring, `[powers, *shape, batch]`, t = tr P."""
+        one = torch.ones_like(t)
+        traces, schur = [self.group.n * one, t], [torch.zeros_like(t), one]
+        for values in (traces, schur):
+            older = 0.0 if values is schur else t.conj()
+            for _ in range(len(self.constant) - 1):
+                if self.group.n == 2:
+                    values.append(t * values[-1] - values[-2])
+                else:
+                    values.append(t * values[-1] - t.conj() * values[-2] + older)
+                    older = values[-3]
+        if self.group.n == 2:
+            return torch.stack(traces[1:]), torch.stack(schur[1:])
+        zeta = [b - a.conj() for a, b in pairwise(schur)]
+        return torch.stack(traces[1:]), torch.stack(zeta)
 
     def coefficients(self, w: Tensor) -> Tensor:
-        """f_n `[powers, batch, *shape]` of W_m."""
+        """f_n of W_m, both `[powers, *shape, batch]`."""
         matrices = bases(self.lattice, w.dtype, w.device)
-        flat = w.flatten(2).transpose(1, 2).contiguous()  # batch last
-        momentum = to_momentum(matrices, flat)
+        momentum = to_momentum(matrices, w.flatten(1, 2))
         mixed = torch.einsum("nmk,mkb->nkb", self.kernel, momentum)
-        f = to_position(matrices, mixed.contiguous()).transpose(1, 2).reshape(w.shape)
-        return f + self.constant.view(-1, *[1] * (w.dim() - 1))
+        f = to_position(matrices, mixed.contiguous()).view_as(w)
+        return f + self.constant.view(-1, 1, 1, 1)
 
     def laplacians(self, traces: Tensor) -> Tensor:
-        """L_n, `[powers, batch, *shape]`."""
-        n = self.group.n
-        casimir, found = (n * n - 1) / (2 * n), []
+        """L_n, `[powers, *shape, batch]`."""
+        n, found = self.group.n, []
         for power in range(1, len(traces) + 1):
-            total = casimir * traces[power - 1].real
+            total = (n * n - power) / n * traces[power - 1]
             for k in range(1, power):
-                pair = (traces[k - 1] * traces[power - k - 1]).real
-                total = total + pair / 2 - traces[power - 1].real / (2 * n)
-            found.append(-power / n * total)
+                total = total + traces[k - 1] * traces[power - k - 1]
+            found.append(-power / (2 * n) * total.real)
         return torch.stack(found)
 
+    def paired(self, place: int, a: Tensor, b: Tensor, minus: Tensor, plus: Tensor) -> Tensor:
+        """`sum_nm K_nm D_n . D_m` of plaquettes p, q with zeta_n = a, b, times what the divergence asks for;
 
-def _paired(kernel: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """`sum_nm K_nm a_n . b_m`, K symmetrised where a and b are of different plaquettes; `[batch, *shape]`."""
-    mixed = torch.einsum("nm,m...->n...", 0.5 * (kernel + kernel.T), b)
-    return (a * mixed).sum((0, -1))
+        minus = `tr P Q^+ - tr P tr Q^+ / N`, plus = `tr P Q - tr P tr Q / N`.
+        """
+        mixed = torch.tensordot(self.near[place].to(b.dtype), b, 1)
+        return ((a * mixed.conj()).sum(0) * minus - (a * mixed).sum(0) * plus).real
 
 
 class TrivializingLayer(Layer):
@@ -127,77 +158,99 @@ class TrivializingLayer(Layer):
         self.steps.copy_(torch.ceil(self.steps * factor))
 
     def drift(self, t: float) -> Drift:
+        return self.drifts([t])[0]
+
+    def drifts(self, times: list[float]) -> list[Drift]:
+        """The drifts at these times, made together."""
+        t = torch.tensor(times, dtype=torch.float64).unsqueeze(1)
         cosines = torch.cos(math.pi * t * torch.arange(self.modes)).to(self.kernel)
-        values = torch.einsum("b,nmbo->nmo", cosines, self.kernel)
+        values = torch.einsum("tb,nmbo->tnmo", cosines, self.kernel)
         orbits = self.lattice.displacement_orbits
         places = [orbits[0, 0], orbits[1 % orbits.shape[0], 0], orbits[0, 1 % orbits.shape[1]]]
-        near = torch.stack([values[..., int(place)] for place in places])
+        near = torch.stack([values[..., int(place)] for place in places], 1)
         momenta = values @ eigenvalues(self.lattice, values.dtype, values.device)
-        return Drift(self.group, self.lattice, self.constant @ cosines, momenta, near)
+        constants = cosines @ self.constant.T
+        return [Drift(self.group, self.lattice, *one) for one in zip(constants, momenta, near)]
 
-    def _rate(self, t: float, u: Tensor, y: Values) -> tuple[Tensor, Values]:
-        velocity, divergence = self.drift(t)(u)
-        return velocity, (divergence,)
+    def _drift_at(self, steps: int) -> Callable[[float], Drift]:
+        """The drift at any time that `steps` steps from 0 to 1 ask for."""
+        drifts = self.drifts([k / (2 * steps) for k in range(2 * steps + 1)])
+        return lambda t: drifts[round(2 * steps * t)]
 
-    def _rate_with_score(self, t: float, u: Tensor, y: Values) -> tuple[Tensor, Values]:
+    def _rate(self, steps: int) -> Rate:
+        drift = self._drift_at(steps)
+
+        def rate(t: float, u: Tensor, y: Values) -> tuple[Tensor, Values]:
+            velocity, divergence = drift(t).planes(u)
+            return velocity, (divergence,)
+
+        return rate
+
+    def _rate_with_score(self, steps: int) -> Rate:
         """`ds_a/dt = -d_a div v - s_b d_a v_b - f_abc v_b s_c` along the flow, parameters held fixed.
 
         Left derivatives do not commute: `[d_a, d_b] = f_abc d_c`.
         """
-        score, group = y[1], self.group
-        with torch.enable_grad():
-            u = u if u.requires_grad else u.detach().requires_grad_()
-            velocity, divergence = self.drift(t)(u)
-            total = divergence.sum() + (velocity * score).sum()
-            (slope,) = torch.autograd.grad(total, u, retain_graph=True)
-        with torch.no_grad():
-            v, s = group.hermitian(velocity), group.hermitian(score)
-            turn = group.coefficients(1j * (v @ s - s @ v))
-            rate = turn - group.left_derivative(u, slope)
-        return velocity, (divergence.detach(), rate)
+        drift = self._drift_at(steps)
+
+        def rate(t: float, u: Tensor, y: Values) -> tuple[Tensor, Values]:
+            score = y[1]
+            with torch.enable_grad():
+                u = u if u.requires_grad else u.detach().requires_grad_()
+                v, divergence = drift(t).planes(u)
+                total = divergence.sum() + inner(v, score).sum()
+                (slope,) = torch.autograd.grad(total, u, retain_graph=True)
+            with torch.no_grad():
+                turn = 2 * algebra(product(v, score))
+            return v, (divergence.detach(), turn - left_derivative(u.detach(), slope))
+
+        return rate
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._run(x, 1)
 
     def forward_with_score(self, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The score by the same steps: that of the density to the order of the solver, not to rounding."""
-        steps = int(self.steps)
-        y: Values = (x.new_zeros(len(x), dtype=torch.float64), score)
+        steps, u = int(self.steps), to_planes(x)
+        rate = self._rate_with_score(steps)
+        y: Values = (_zero(x), to_algebra(self.group, score))
         for k in range(steps):
-            x, y = commutator_free.step(self.group, self._rate_with_score, k / steps, 1 / steps, x, y)
+            u, y = commutator_free.step(Planes, rate, k / steps, 1 / steps, u, y)
             y = tuple(one.detach() for one in y)
-        return x, y[0], y[1]
+        return from_planes(u), y[0], from_algebra(self.group, y[1])
 
     def _run(self, x: Tensor, direction: int, times: int = 1) -> tuple[Tensor, Tensor]:
         steps = int(self.steps) * times
-        y: Values = (torch.zeros(len(x), dtype=torch.float64, device=x.device),)
+        rate, u = self._rate(steps), to_planes(x)
+        y: Values = (_zero(x),)
         for k in range(steps):
             t = k / steps if direction > 0 else 1 - k / steps
-            x, y = commutator_free.step(self.group, self._rate, t, direction / steps, x, y)
-        return x, y[0]
+            u, y = commutator_free.step(Planes, rate, t, direction / steps, u, y)
+        return from_planes(u), y[0]
 
     def finer_inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         return self._run(y, -1, 2)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Each step undone to rounding, the last first, as in the continuous flow of scalars."""
-        steps = int(self.steps)
-        log_det = torch.zeros(len(y), dtype=torch.float64, device=y.device)
+        steps, u = int(self.steps), to_planes(y)
+        rate, log_det = self._rate(steps), _zero(y)
         for k in reversed(range(steps)):
-            y, change = self._undo(k / steps, 1 / steps, y)
+            u, change = self._undo(rate, k / steps, 1 / steps, u)
             log_det = log_det - change
-        return y, log_det
+        return from_planes(u), log_det
 
-    def _undo(self, t: float, h: float, end: Tensor) -> tuple[Tensor, Tensor]:
+    def _undo(self, rate: Rate, t: float, h: float, end: Tensor) -> tuple[Tensor, Tensor]:
         """x with `step(x) = end`, and the step's log_det, by `x <- end step(x)^dagger x`."""
-        zero = (torch.zeros(len(end), dtype=torch.float64, device=end.device),)
-        start = commutator_free.step(self.group, self._rate, t + h, -h, end, zero)[0]
+        zero = (torch.zeros(end.shape[-1], dtype=torch.float64, device=end.device),)
+        start = commutator_free.step(Planes, rate, t + h, -h, end, zero)[0]
         allowed = 64 * torch.finfo(end.real.dtype).eps
         for _ in range(ITERATIONS):
-            reached, (change,) = commutator_free.step(self.group, self._rate, t, h, start, zero)
+            reached, (change,) = commutator_free.step(Planes, rate, t, h, start, zero)
             if not (reached - end).abs().max() > allowed:
                 return start, change
-            start = self.group.project(end @ reached.mH @ start)
+            a, b, c = (from_planes(one) for one in (end, reached, start))
+            start = to_planes(self.group.project(a @ b.mH @ c))
         raise LatticeflowError(
             f"inverse of a step of the gauge flow: not within {allowed:.2g} after {ITERATIONS} iterations. Are links and "
             f"weights finite? If so, {int(self.steps)} steps are too few for this flow"
@@ -207,6 +260,10 @@ class TrivializingLayer(Layer):
         """Kernels as functions of displacement; the rest copied."""
         kernel = travel_kernel(previous.kernel, previous.lattice, self.lattice)
         self.load_state_dict({"kernel": kernel, "constant": previous.constant, "steps": previous.steps})
+
+
+def _zero(x: Tensor) -> Tensor:
+    return torch.zeros(len(x), dtype=torch.float64, device=x.device)
 
 
 @flows.add("trivializing")

@@ -10,17 +10,24 @@ for y, and on an abelian group, that is the classic method of order four.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 from torch import Tensor
-
-from ..groups import Group
 
 Values = tuple[Tensor, ...]
 # (t, U, y) -> (v, dy/dt)
 Rate = Callable[[float, Tensor, Values], tuple[Tensor, Values]]
 
 
-def step(group: Group, rate: Rate, t: float, h: float, u: Tensor, y: Values) -> tuple[Tensor, Values]:
+class Moves(Protocol):
+    """What a step asks of a group (`groups.py`), or of another way to write its elements."""
+
+    def exp(self, c: Tensor) -> Tensor: ...
+
+    def mul(self, u: Tensor, v: Tensor) -> Tensor: ...
+
+
+def step(group: Moves, rate: Rate, t: float, h: float, u: Tensor, y: Values) -> tuple[Tensor, Values]:
     """(U, y) at t + h from those at t; h may be negative."""
 
     def turned(k: Tensor, u: Tensor) -> Tensor:
