@@ -38,7 +38,7 @@ parser.add_argument("--draws", type=int, default=1 << 17, help="of the plaquette
 parser.add_argument("--case", default="", help="only cases whose name begins so")
 
 QUALITY = 65536  # draws of ESS, the first ones
-PIECE = 1024  # draws at once
+PIECE, BATCH = 1024, 256  # draws of a random stream, and at once
 CASES = {  # target and bar of ESS
     "su2 8x8": (Wilson(shape=(8, 8), group="su2", beta=2.2), 0.9),
     "su3 8x8": (Wilson(shape=(8, 8), group="su3", beta=6.0), 0.75),
@@ -52,7 +52,7 @@ KINDS = {
 
 def drawn(flow: Flow, target: Wilson, draws: int) -> tuple[np.ndarray, np.ndarray]:
     """log w and plaquette of each draw, drawn in pieces."""
-    sampler, log_w, rows = FlowSampler(target, flow, PIECE), [], []
+    sampler, log_w, rows = FlowSampler(target, flow, BATCH), [], []
     for k in range(-(-draws // PIECE)):
         piece, _ = sampler.draw(None, PIECE, stream(2, Purpose.DRAW, k))
         log_w.append(np.asarray(piece.log_w))

@@ -9,12 +9,17 @@ from tables import rng
 from test_gauge import gauge_transform
 
 from latticeflow import exact
+from latticeflow.analysis.measure import measure_run
+from latticeflow.analysis.verify import verify_run
+from latticeflow.config import Deck
 from latticeflow.errors import InputError
 from latticeflow.flows import Flow
 from latticeflow.flows.lassos import ClassMap, IndependentLassos, LassoMap, LassoSpread
 from latticeflow.flows.plaquettes import Plaquettes
 from latticeflow.groups import GROUPS
 from latticeflow.observables import measure
+from latticeflow.production.sample import sample_run
+from latticeflow.production.train import train_run
 from latticeflow.samplers import FlowSampler
 from latticeflow.statistics import summarise_weights
 from latticeflow.targets import Wilson
@@ -312,7 +317,27 @@ def test_where_eigenvalues_meet(group):
     assert (back - p).abs().max() < 1e-6
 
 
-# settings
+# production and settings
+
+
+@pytest.mark.parametrize("flow", [{}, {"base": "haar", "map": True}], ids=["independent", "haar"])
+def test_trained_by_deck_and_verified(flow, tmp_path):
+    table = {
+        "name": "su3",
+        "seed": 5,
+        "target": {"kind": "wilson", "shape": [3, 4], "group": "su3", "beta": 5.0},
+        "flow": {"kind": "plaquettes", "bins": 4, **flow},
+        "train": {"steps": 4, "warmup": 2, "batch": 16, "evaluate_draws": 1024},
+        "sampler": {"flow": {"block": 1024, "batch": 256}},
+    }
+    path = tmp_path / "deck.toml"
+    path.write_text(Deck.parse(table).toml())
+    run = train_run(path, folder=tmp_path / "run", device="cpu").path
+    sample_run(run, sampler="flow", draws=2048, device="cpu")
+    plaquette = measure_run(run, "flow")["plaquette"]
+    assert abs(plaquette.value - exact.plaquette("su3", (3, 4), 5.0)) < 4 * plaquette.error
+    findings = verify_run(run)["flow"]
+    assert not findings.problems and findings.blocks == 2 and findings.log_w_error < 1e-4
 
 
 def test_continues_with_a_drift_and_on_another_lattice():
