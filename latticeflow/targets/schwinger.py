@@ -23,8 +23,8 @@ class Schwinger(Wilson):
     gamma_0 = sigma_1, gamma_1 = sigma_2, Wilson's r = 1. Fermions are periodic in space (direction 0) and antiperiodic in
     time (direction 1). Fields are those of `Wilson` with group "u1": angles, float `[batch, 2, L_0, L_1]`. The bare mass is
     `m = 1 / (2 kappa) - 2`. The determinant is exact, `det D = det(1 - kappa^2 H_eo H_oe)`, a matrix of V rows, and in
-    float64 whatever the fields' precision; a configuration costs V^3. Where a real eigenvalue of D crosses zero, det D changes
-    its sign and `exp(-S)` vanishes: HMC does not get across. (2202.11712, there beta = 2, kappa = 0.276 on 16x16.)
+    float64 whatever the fields' precision; a configuration costs V^3. Where a real eigenvalue of D crosses zero, det D
+    changes its sign and `exp(-S)` vanishes: HMC does not get across. (2202.11712, there beta = 2, kappa = 0.276 on 16x16.)
 
     Raises `InputError` for beta < 0, for kappa outside [0, 1/2) (free fermions are massless at 1/4, others beyond),
     for another number of dimensions than two, and for odd sides.
