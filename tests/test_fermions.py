@@ -80,6 +80,30 @@ def test_free_condensate():
     assert measure(of((6, 4), kappa=0.0), one, "condensate")["condensate"][0] == pytest.approx(2)
 
 
+def test_free_pion():
+    """U = 1: `C(t) = sum_{x_0} tr |G(x_0, t)|^2` with G from momenta, `G(p)^-1 = 1 - 2 kappa sum_mu [ cos p_mu - i
+    gamma_mu sin p_mu ]`; its effective mass falls to that of two quarks, each of the pole `cosh E` at p_0 = 0.
+    """
+    kappa, (side, times) = 0.2, (6, 16)
+    p0 = 2 * np.pi * np.arange(side) / side
+    p1 = 2 * np.pi * (np.arange(times) + 0.5) / times
+    gamma = np.array([[[0, 1], [1, 0]], [[0, -1j], [1j, 0]]])
+    p = np.stack(np.meshgrid(p0, p1, indexing="ij"), -1)
+    d = (1 - 2 * kappa * np.cos(p).sum(-1))[..., None, None] * np.eye(2)
+    d = d + 2j * kappa * np.einsum("xtm,mab->xtab", np.sin(p), gamma)
+    x = np.stack(np.meshgrid(np.arange(side), np.arange(times), indexing="ij"), -1)
+    wave = np.exp(1j * np.einsum("xtm,pqm->xtpq", x, p))
+    g = np.einsum("xtpq,pqab->xtab", wave, np.linalg.inv(d)) / (side * times)
+    expected = (np.abs(g) ** 2).sum((0, 2, 3))
+    target = of((side, times), kappa=kappa)
+    found = measure(target, torch.zeros(1, 2, side, times, dtype=torch.float64), "pion")["pion"][0]
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+    # det D(p_0 = 0, p_1 = iE) = 0: (a - 2 kappa cosh E)^2 = 4 kappa^2 sinh^2 E with a = 1 - 2 kappa
+    a = 1 - 2 * kappa
+    quark = np.arccosh((a**2 + 4 * kappa**2) / (4 * kappa * a))
+    assert observables.find("pion_mass").of(target, {"pion": found}) == pytest.approx(2 * quark, rel=0.01)
+
+
 # sampling
 
 

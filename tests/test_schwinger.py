@@ -9,6 +9,7 @@ from tables import rng
 from test_gauge import gauge_transform, hot
 
 from latticeflow.errors import InputError
+from latticeflow.flows.sectors import SuppressedCharge, charge
 from latticeflow.targets import Schwinger, Wilson
 from latticeflow.targets.dirac import dirac, free_eigenvalues
 
@@ -120,6 +121,29 @@ def test_free_fermions(shape):
     assert float(of(shape, kappa=kappa).log_det(one)) == pytest.approx(np.log(np.abs(expected)).sum())
     periodic = np.linalg.eigvals(dense(one[0].numpy(), kappa, (False, False)))
     assert np.abs(periodic[:, None] - expected[None]).min(1).max() > 1e-3
+
+
+def test_determinant_changes_its_sign_through_zero():
+    """Between two fields of 8x8 with det D of either sign an eigenvalue of D crosses zero, and log |det D| falls."""
+    target = of((8, 8))
+    x = SuppressedCharge(target.lattice, 2.4, 0.0).double().noise(128, rng(9))
+    d = target.dirac(x)
+
+    def signs(x):
+        return torch.linalg.slogdet(d.matrix(d.phases(x), target.kappa)).sign.real
+
+    found = signs(x)
+    below = x[found < 0][0]
+    assert np.linalg.slogdet(dense(below.numpy(), target.kappa))[0].real == pytest.approx(-1)
+    assert 0.01 < float((found < 0).double().mean()) < 0.2 and charge(below[None]).abs() > 0
+    step = (x[found > 0][0] - below) / 2
+    middle = below + step
+    for _ in range(40):
+        step = step / 2
+        middle = middle + step * (1 if float(signs(middle[None])) < 0 else -1)
+    eigenvalues = np.linalg.eigvals(dense(middle.numpy(), target.kappa))
+    assert abs(eigenvalues).min() < 1e-6 < np.sort(abs(eigenvalues))[1]
+    assert float(target.log_det(middle[None])) < float(target.log_det(below[None])) - 8
 
 
 def test_symmetries():
