@@ -37,14 +37,12 @@ from ..targets import LatticeTarget, Wilson
 from ..transforms import commutator_free
 from ..transforms.commutator_free import Rate, Values
 from ..transforms.convolution import bases, eigenvalues, to_momentum, to_position
-from ..transforms.heatbath import product
+from ..transforms.heatbath import dagger, product
 from ..transforms.matrices import (
     Planes,
     algebra,
     from_algebra,
     from_planes,
-    inner,
-    left_derivative,
     to_algebra,
     to_planes,
     trace,
@@ -198,11 +196,12 @@ class TrivializingLayer(Layer):
             with torch.enable_grad():
                 u = u if u.requires_grad else u.detach().requires_grad_()
                 v, divergence = drift(t).planes(u)
-                total = divergence.sum() + inner(v, score).sum()
-                (slope,) = torch.autograd.grad(total, u, retain_graph=True)
+                covectors = 2 * score, torch.ones_like(divergence)  # v . s = 2 Re sum conj(V) S
+                (slope,) = torch.autograd.grad((v, divergence), u, covectors, retain_graph=True)
             with torch.no_grad():
-                turn = 2 * algebra(product(v, score))
-            return v, (divergence.detach(), turn - left_derivative(u.detach(), slope))
+                # s's rate is that of [V, S], less the left derivative: half of (U slope^+)', negative
+                turn = product(v, score).mul_(4).add_(product(u, dagger(slope)))
+            return v, (divergence.detach(), algebra(turn).mul_(0.5))
 
         return rate
 

@@ -12,6 +12,7 @@ for y, and on an abelian group, that is the classic method of order four.
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 Values = tuple[Tensor, ...]
@@ -30,17 +31,16 @@ class Moves(Protocol):
 def step(group: Moves, rate: Rate, t: float, h: float, u: Tensor, y: Values) -> tuple[Tensor, Values]:
     """(U, y) at t + h from those at t; h may be negative."""
 
-    def turned(k: Tensor, u: Tensor) -> Tensor:
-        return group.mul(group.exp(h * k), u)
-
     k1, r1 = rate(t, u, y)
-    u2 = turned(0.5 * k1, u)
+    u2 = group.mul(group.exp(k1 * (h / 2)), u)
     k2, r2 = rate(t + 0.5 * h, u2, _moved(y, 0.5 * h, r1))
-    k3, r3 = rate(t + 0.5 * h, turned(0.5 * k2, u), _moved(y, 0.5 * h, r2))
-    k4, r4 = rate(t + h, turned(k3 - 0.5 * k1, u2), _moved(y, h, r3))
-    middle = (k2 + k3) / 6
-    u = turned(middle + k1 / 4 - k4 / 12, u)
-    u = turned(middle - k1 / 12 + k4 / 4, u)
+    u3 = group.mul(group.exp(k2 * (h / 2)), u)
+    k3, r3 = rate(t + 0.5 * h, u3, _moved(y, 0.5 * h, r2))
+    u4 = group.mul(group.exp(torch.sub(k3, k1, alpha=0.5) * h), u2)
+    k4, r4 = rate(t + h, u4, _moved(y, h, r3))
+    middle = (k2 + k3) * (h / 6)
+    u = group.mul(group.exp(middle.add(k1, alpha=h / 4).sub(k4, alpha=h / 12)), u)
+    u = group.mul(group.exp(middle.sub(k1, alpha=h / 12).add(k4, alpha=h / 4)), u)
     total = tuple(a + 2 * b + 2 * c + d for a, b, c, d in zip(r1, r2, r3, r4))
     return u, _moved(y, h / 6, total)
 

@@ -71,11 +71,6 @@ def algebra(a: Tensor) -> Tensor:
     return add_number(out, mean.div_(-len(a)))
 
 
-def left_derivative(u: Tensor, slope: Tensor) -> Tensor:
-    """`i T_a d_a f(U)` from the `slope` that autograd gives for links u."""
-    return -0.5 * algebra(product(u, dagger(slope)))
-
-
 class Planes:
     """The group operations that `commutator_free.step` asks for, of links and elements of the algebra as above."""
 

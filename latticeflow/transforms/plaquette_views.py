@@ -39,13 +39,13 @@ class _Views(torch.autograd.Function):
         far = product(torch.roll(v, -1, 2), dagger(torch.roll(u, -1, 3)))  # P = u far v^+
         v_dagger = dagger(v)
         near, there = product(v_dagger, u), product(u, far)
-        ctx.save_for_backward(links, far, near)
+        ctx.save_for_backward(links, far, near, there)
         b, c = product(near, far), product(far, near)
         return product(there, v_dagger), torch.roll(b, 1, 3), torch.roll(c, 1, 2)
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> Tensor:
-        links, far, near = ctx.saved_tensors
+        links, far, near, there = ctx.saved_tensors
         u, v = links.unbind(2)
         p, b, c = grads[0], torch.roll(grads[1], -1, 3), torch.roll(grads[2], -1, 2)
         u_dagger, far_dagger, near_dagger = dagger(u), dagger(far), dagger(near)
@@ -53,7 +53,7 @@ class _Views(torch.autograd.Function):
         of_near = product(b, far_dagger).add_(product(far_dagger, c))
         of_far = product(u_dagger, of_there).add_(product(near_dagger, b)).add_(product(c, near_dagger))
         of_u = product(of_there, far_dagger).add_(product(v, of_near))
-        of_v = product(dagger(p), product(u, far)).add_(product(u, dagger(of_near)))
+        of_v = product(dagger(p), there).add_(product(u, dagger(of_near)))
         of_v += torch.roll(product(of_far, torch.roll(u, -1, 3)), 1, 2)
         of_u += torch.roll(product(dagger(of_far), torch.roll(v, -1, 2)), 1, 3)
         return torch.stack([of_u, of_v], 2)
