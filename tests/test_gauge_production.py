@@ -119,10 +119,10 @@ def test_an_edited_link_is_noticed(runs, tmp_path):
 
 def test_a_flow_of_another_group_is_refused(tmp_path):
     table = DECKS["u1"].table()
-    table["target"]["group"] = "su2"
+    table["target"]["group"], table["flow"] = "su2", {"kind": "loops"}
     path = tmp_path / "deck.toml"
     path.write_text(Deck.parse(table).toml())
-    with pytest.raises(InputError, match="a flow of u1 in two dimensions; found su2"):
+    with pytest.raises(InputError, match="loops: a flow of u1 in two dimensions; found su2"):
         train_run(path, folder=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
     table["flow"] = {"kind": "split"}
