@@ -4,9 +4,9 @@
     python -m benchmarks.gauge_classic --case "su3 8x8x8x8"         # points whose name begins so
 
 8x8 at beta = 2.2 and 6, four dimensions at beta = 6, where the plaquette is 0.5937 at large volume. Also tau_int of the
-plaquette in trajectories (length one; a half at 8^4) and sweeps (one of heat bath, one of over-relaxation), and CPU time of one. Bars: in
-two dimensions within 3 sigma of exact, errors at most 2e-4; in four HMC and heat bath within 3 sigma of each other, and at
-8^4 within 0.001 and 3 sigma of 0.5937, of which 0.001 is for the finite volume. The flows: `gauge_sun`.
+plaquette in trajectories (length one; a half at 8^4) and sweeps (one of heat bath, one of over-relaxation), and CPU time of
+one. Bars: in two dimensions within 3 sigma of exact, errors at most 2e-4; in four HMC and heat bath within 3 sigma of each
+other, and at 8^4 within 0.001 and 3 sigma of 0.5937, of which 0.001 is for the finite volume. The flows: `gauge_sun`.
 """
 
 import argparse

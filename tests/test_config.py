@@ -15,7 +15,9 @@ from latticeflow.errors import InputError
 from latticeflow.flows import Split
 from latticeflow.run import Run
 from latticeflow.targets import Phi4
+from latticeflow.training.checkpoint import build_flow
 
+DECKS = Path(__file__).parent.parent / "configs"
 TEXT = """
 name = "test"
 seed = 3
@@ -173,3 +175,11 @@ def test_a_new_target_is_one_file(tmp_path, monkeypatch):
         [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True
     )
     assert out.stdout.strip() == "gauss", out.stderr
+
+
+@pytest.mark.parametrize("path", sorted(DECKS.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_decks_that_come_with_the_code_are_good(path):
+    """Each is named after its file, and its flow can be trained on its target."""
+    deck = Deck.read(path)
+    assert deck.name == path.stem
+    assert deck.flow is None or build_flow(deck).event_shape == deck.target.event_shape
