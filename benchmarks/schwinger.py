@@ -90,16 +90,19 @@ def tables(target: Schwinger, x: torch.Tensor, chains: int, weights: np.ndarray)
         f"    det D < 0: {below.mean():.4f} of the draws, {bracket(float(share.mean()), error)} of the weight; "
         "all, then det D > 0:"
     )
-    return table(target, x, chains, weights, 0.5), table(target, x, chains, weights * ~below, 0.5)
+    observed = measure(target, x, *NAMES)
+    return table(target, observed, chains, weights), table(target, observed, chains, weights * ~below)
 
 
-def table(target: Schwinger, x: torch.Tensor, chains: int, weights: np.ndarray | None, tau: float) -> Table:
+def table(
+    target: Schwinger, observed: dict[str, np.ndarray], chains: int, weights: np.ndarray | None = None
+) -> Table:
     """What the benchmark compares, printed, of draws in which chains are side by side; `weights` of each draw."""
 
     def by_chain(one: np.ndarray) -> np.ndarray:
         return one.reshape(-1, chains, *one.shape[1:]).swapaxes(0, 1)
 
-    series = {name: by_chain(one) for name, one in measure(target, x, *NAMES).items()}
+    series = {name: by_chain(one) for name, one in observed.items()}
     w = None if weights is None else by_chain(weights)
     volume, mass = target.lattice.volume, observables.find("pion_mass").of
     functions = {
@@ -112,7 +115,7 @@ def table(target: Schwinger, x: torch.Tensor, chains: int, weights: np.ndarray |
     }
     found = {}
     for name, f in functions.items():
-        value, error = jackknife(f, series, bins=64, weights=w, tau=tau)
+        value, error = jackknife(f, series, bins=64, weights=w, tau=0.5)
         found[name] = float(value), float(error)
     print("    " + ", ".join(f"{name} {bracket(*one)}" for name, one in found.items()), flush=True)
     return found
@@ -175,7 +178,7 @@ def hmc_chains(target: Schwinger, spec: SamplerSpec, trajectories: int) -> Table
         f"{draws.info['acceptance'].mean():.3f}, tau_int(Q) {tau} trajectories, det D < 0: "
         f"{negative(target, draws.x).mean():.5f}"
     )
-    return table(target, draws.x, chains, None, 0.5)
+    return table(target, measure(target, draws.x, *NAMES), chains)
 
 
 def quenched(target: Schwinger, draws: int) -> tuple[Table, Table]:
