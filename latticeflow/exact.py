@@ -65,7 +65,8 @@ def string_tension(group: str, beta: float) -> float:
 
 def log_one_plaquette(group: str, beta: float) -> float:
     """`log c_0`: the mean of the weight of one plaquette over Haar's measure."""
-    return _coefficients(group, beta)[1]
+    _require(beta, group)
+    return math.log(_scaled(group, _trivial(group), beta)) + beta
 
 
 def charges(shape: tuple[int, ...], beta: float) -> tuple[np.ndarray, np.ndarray]:

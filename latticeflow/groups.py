@@ -74,6 +74,13 @@ class Group:
         """The group's element next to U. Raises `InputError` where U is far from all of them."""
         raise NotImplementedError
 
+    def settled(self, u: Tensor) -> Tensor:
+        """The group's element next to U, which is off it by rounding; derivatives along the group are those of U.
+
+        For products of many elements: with daggers for inverses they would be off by as many times as much.
+        """
+        raise NotImplementedError
+
     def violation(self, u: Tensor) -> Tensor:
         """How far U is from the group: the largest of `|U^dagger U - 1|` and `|det U - 1|`, `[...]`."""
         raise NotImplementedError
@@ -122,6 +129,9 @@ class U1(Group):
         return math.pi * (1 - 2 * uniform(rng, shape, dtype=dtype, device=device))
 
     def project(self, u: Tensor) -> Tensor:
+        return wrap(u)
+
+    def settled(self, u: Tensor) -> Tensor:
         return wrap(u)
 
     def violation(self, u: Tensor) -> Tensor:
@@ -272,6 +282,9 @@ class SU(Group):
         phase = torch.linalg.det(u).angle() / self.n
         return u * torch.polar(torch.ones_like(phase), -phase)[..., None, None]
 
+    def settled(self, u: Tensor) -> Tensor:
+        return settled(u)
+
     def violation(self, u: Tensor) -> Tensor:
         off = (u.mH @ u - torch.eye(self.n, dtype=u.dtype, device=u.device)).abs().amax((-2, -1))
         return torch.maximum(off, (torch.linalg.det(u) - 1).abs())
@@ -323,6 +336,22 @@ def eigen_angles(u: Tensor) -> tuple[Tensor, Tensor]:
         return _eigen_angles_of_su2(u)
     v = torch.linalg.qr(torch.linalg.eig(u).eigenvectors).Q  # of equal eigenvalues, too, orthonormal
     return (v.mH @ u @ v).diagonal(dim1=-2, dim2=-1).angle(), v
+
+
+def settled(u: Tensor) -> Tensor:
+    """`SU.settled` of matrices `[..., N, N]`, N = 2 or 3."""
+    with torch.no_grad():
+        near = 1.5 * u - 0.5 * u @ (u.mH @ u)  # Newton's step to the unitary matrices
+        phase = _determinant(near).angle() / u.shape[-1]
+        shift = near * torch.polar(torch.ones_like(phase), -phase)[..., None, None] - u
+    return u + shift
+
+
+def _determinant(u: Tensor) -> Tensor:
+    if u.shape[-1] == 2:
+        return u[..., 0, 0] * u[..., 1, 1] - u[..., 0, 1] * u[..., 1, 0]
+    first, second, third = u.unbind(-2)
+    return (first * torch.linalg.cross(second, third, dim=-1)).sum(-1)
 
 
 def _eigen_angles_of_su2(u: Tensor) -> tuple[Tensor, Tensor]:

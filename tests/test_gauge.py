@@ -111,7 +111,7 @@ def test_move_and_settle(target):
     assert target.distance(there, twice).max() < 1e-12
     assert target.distance(target.move(there.clone(), p, -0.7), x).max() < 1e-12
     assert target.distance(target.settle(there), there).max() < 1e-12
-    target.check_links(there)
+    target.check_field(there)
 
 
 @pytest.mark.parametrize("target", ALL)
@@ -146,6 +146,7 @@ def test_precision_of_fields(precision):
         (dict(shape=(4, 4), group="u1"), "beta: missing"),
         (dict(shape=(4, 4), group="u1", beta=-1.0), "expected beta >= 0"),
         (dict(shape=(4,), group="u1", beta=1.0), "2 to 4 dimensions"),
+        (dict(shape=(1, 4), group="u1", beta=1.0), "sides of at least 2"),
         (dict(shape=(4, 4), group="su4", beta=1.0), "group.*'u1', 'su2' or 'su3'"),
         (dict(shape=(4, 4), group="u1", beta=1.0, betta=2.0), "did you mean 'beta'"),
     ],
@@ -166,4 +167,4 @@ def test_bad_fields():
     with pytest.raises(
         InputError, match=r"1 of 3 configurations, the first number 1, hold links off SU\(3\)"
     ):
-        target.check_links(x)
+        target.check_field(x)

@@ -39,7 +39,7 @@ def plaquette(target, steps, seed=1, **settings):
     sampler = spec(**settings).build(target)
     state = sampler.start(0, stream(seed, Purpose.START, 0))
     draws, _ = sampler.draw(state, steps * sampler.chains, stream(seed, Purpose.DRAW, 0, 0))
-    target.check_links(draws.x)
+    target.check_field(draws.x)
     np.testing.assert_array_equal(draws.log_prob, target.log_prob(draws.x).numpy())
     return draws, mean(
         (draws.log_prob / target.beta / target.lattice.volume).reshape(steps, sampler.chains).T

@@ -8,6 +8,7 @@ import pytest
 import torch
 from jobs import contents
 from test_production import SAMPLE
+from test_verify import edit as forge
 
 from latticeflow import exact
 from latticeflow.analysis.compare import compare_run
@@ -91,7 +92,7 @@ def test_stored_links_and_measured_plaquette(runs, capsys):
         x = torch.from_numpy(ensemble.read(*ensemble.present[0], "x")["x"])
         precision = torch.float32 if sampler == "flow" else torch.float64
         assert x.dtype == target.field_dtype(precision) and x.shape[1:] == target.event_shape
-        target.check_links(x)
+        target.check_field(x)
         rows = measure_run(drawn, sampler)
         row = rows["plaquette"]
         assert abs(row.value - exact.plaquette(group, (4, 4), target.beta)) < 4 * row.error
@@ -115,6 +116,18 @@ def test_an_edited_link_is_noticed(runs, tmp_path):
         file["x"][0, 0, 0, 0] *= 1.01
     with pytest.raises(StoreError):
         verify_run(run)
+
+
+def test_links_off_the_group_are_named(tmp_path, capsys):
+    """By their place, also where digest and means were made anew."""
+    path = empty("su3", tmp_path)
+    sample_run(path, sampler="heatbath", draws=128, device="cpu")
+    file = next((path / "ensembles/heatbath/blocks").rglob("*.h5"))
+    file.chmod(0o644)
+    forge(file, lambda arrays: np.multiply(arrays["x"], 1.001, out=arrays["x"]))
+    with pytest.raises(StoreError):
+        verify_run(path)
+    assert "hold links off SU(3), by up to 0.00" in capsys.readouterr().out
 
 
 def test_a_flow_of_another_group_is_refused(tmp_path):

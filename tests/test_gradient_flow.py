@@ -66,7 +66,7 @@ def test_the_action_falls(target):
         s = float(target.action(x).max())
         assert s < last
         x, last = flow(target, x, 0.1), s
-    target.check_links(x)
+    target.check_field(x)
 
 
 @pytest.mark.parametrize("target", BOTH)
@@ -105,7 +105,7 @@ def test_constant_fields_have_their_charge(group, first, second):
     for shape, allowed in (((6, 4, 4, 5), 0.4), ((12, 10, 12, 12), 0.02)):
         target = Wilson(shape=shape, group=group, beta=1.0)
         x = abelian(target, first, second)
-        target.check_links(x)
+        target.check_field(x)
         charge = energy_and_charge(target, x)[1]
         assert float(charge) == pytest.approx(on_lattice(target, first, second), abs=1e-9)
         assert abs(float(charge) - q) < allowed * max(abs(q), 1)

@@ -48,7 +48,7 @@ def run(target, steps, **settings):
     sampler = spec.build(target)
     state = sampler.start(0, stream(1, Purpose.START, 0))
     draws, state = sampler.draw(state, steps * 64, stream(1, Purpose.DRAW, 0, 0))
-    target.check_links(draws.x)
+    target.check_field(draws.x)
     np.testing.assert_array_equal(draws.log_prob[-64:], state["log_prob"])
     return draws
 

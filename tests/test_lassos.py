@@ -16,7 +16,7 @@ from latticeflow.errors import InputError
 from latticeflow.flows import Flow
 from latticeflow.flows.lassos import ClassMap, IndependentLassos, LassoMap, LassoSpread
 from latticeflow.flows.plaquettes import Plaquettes
-from latticeflow.groups import GROUPS
+from latticeflow.groups import GROUPS, settled
 from latticeflow.observables import measure
 from latticeflow.production.sample import sample_run
 from latticeflow.production.train import train_run
@@ -78,10 +78,10 @@ def test_settled(group):
     u = group.haar((50,), rng(2), torch.float64)
     off = u + 1e-7 * torch.from_numpy(rng(2, 1).normal(size=tuple(u.shape)))
     assert group.violation(off).max() > 1e-8
-    near = lassos.settled(off)
+    near = settled(off)
     assert group.violation(near).max() < 1e-12 and (near - u).abs().max() < 1e-6
     u = u.requires_grad_()
-    (slope,) = torch.autograd.grad(group.trace(lassos.settled(u)).sum(), u)
+    (slope,) = torch.autograd.grad(group.trace(settled(u)).sum(), u)
     torch.testing.assert_close(group.left_derivative(u.detach(), slope), group.gradient(u.detach()) / group.n)
 
 

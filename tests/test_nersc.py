@@ -107,6 +107,20 @@ def test_damaged_files_are_refused(tmp_path, links, change, message):
         read_nersc(path)
 
 
+def test_headers_with_fewer_digits(tmp_path, links):
+    """A header is right to its last digit: six are taken as six, and a wrong sixth is refused."""
+    path = write_nersc(tmp_path / "c", links)
+    raw = path.read_bytes()
+    said = float(raw.split(b"PLAQUETTE = ")[1].split(b"\n")[0])
+    for number, good in ((f"{said:.6f}", True), (f"{said + 1e-6:.6f}", False), (f"{said:.1e}", False)):
+        path.write_bytes(edit(raw, b"PLAQUETTE = ", b"PLAQUETTE = " + number.encode() + b"\nWAS = "))
+        if good:
+            read_nersc(path)
+        else:
+            with pytest.raises(StoreError, match="PLAQUETTE of the links"):
+                read_nersc(path)
+
+
 def test_another_order_of_sites_is_noticed(tmp_path, links):
     """The same numbers, and so the same checksum and link trace, with x and z exchanged: the plaquette tells."""
     u = links[:, :, :2, :2]  # 2 x 2 x 2 x 2

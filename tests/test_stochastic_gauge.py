@@ -108,6 +108,25 @@ def test_the_base_is_the_ensemble_it_says():
         assert (abs(p.mean() - known) < 4 * p.std() / np.sqrt(N)) == inside
 
 
+def test_the_base_has_all_sectors_of_the_centre(monkeypatch):
+    """SU(3), deconfined: Polyakov loops average to zero, which few sweeps from links 1 would not find."""
+    target = Wilson(shape=(2, 2, 2, 2), group="su3", beta=8.0)
+    base = StochasticGauge(beta0=6.0, steps=1, thermalisation=3).build_for(target, 1).base
+    noise = base.noise(200, rng(31))
+
+    def mean_loop():
+        x, log_r = base.push(noise)
+        loop = x[:, 3].select(4, 0) @ x[:, 3].select(4, 1)
+        re = target.links.trace(loop).real.flatten(1).mean(1).double()
+        return float(re.mean() / (re.std() / len(re) ** 0.5)), log_r
+
+    pull, log_r = mean_loop()
+    monkeypatch.setattr("latticeflow.flows.stochastic_gauge.turn_by_centre", lambda x, *_: x)
+    control, log_r_control = mean_loop()
+    assert abs(pull) < 4 and control > 20
+    torch.testing.assert_close(log_r, log_r_control, rtol=0, atol=1e-3)  # a symmetry of the action
+
+
 def test_layers_at_their_start_leave_the_path_without_layers():
     """x and log q of the path by hand, from the same random numbers."""
     group, shape, beta0, beta = POINTS[1]

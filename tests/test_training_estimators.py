@@ -6,8 +6,9 @@ import torch
 from tables import rng, scramble
 
 from latticeflow.flows import Affine, Continuous, Flow, Spectrum, Split, Symmetrised
+from latticeflow.flows.gauge_coupling import GaugeCouplingFlow
 from latticeflow.lattice import Lattice
-from latticeflow.targets import FreeField, Phi4
+from latticeflow.targets import FreeField, Phi4, Wilson
 from latticeflow.training.loss import ESTIMATORS, forward, forward_path, forward_score, log_variance, path
 
 torch.set_num_threads(1)
@@ -148,6 +149,24 @@ def test_layers_give_the_score_function_without_an_inverse(spec, precision):
     torch.testing.assert_close(found, wanted, rtol=precision, atol=1e-2 * precision)
     other = gradients(lambda _: path(flow, target, noise), flow, 1)
     assert not torch.allclose(other, wanted, rtol=0.1)
+
+
+def test_the_score_function_of_matrices():
+    """log_variance of SU(2): derivatives along the group, against `s` by autograd at fixed x."""
+    target = Wilson(shape=(2, 2), group="su2", beta=2.0)
+    flow = scramble(
+        GaugeCouplingFlow(sweeps=1, hidden=(4,), bins=3).build_for(target, 1), 57, scale=0.05
+    ).double()
+    noise = flow.noise(8, rng(58))
+
+    def by_inverse(_):
+        x, log_q = (t.detach() for t in flow.push(noise))
+        f = log_q - target.log_prob(x)
+        return ((f - f.mean()) * flow.log_prob(x)).sum() / (len(f) - 1), None
+
+    wanted = gradients(by_inverse, flow, 1)
+    found = gradients(lambda _: log_variance(flow, target, noise), flow, 1)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("base", ["white", "spectrum", "mean_field"])

@@ -261,7 +261,12 @@ class _Check:
             return None
         stored = data["log_prob"][self.ensemble.kept_rows]
         with torch.no_grad():
-            s = self.sampler.target.log_prob(double(torch.from_numpy(data["x"]))).cpu().numpy()
+            x = double(torch.from_numpy(data["x"]))
+            try:
+                self.sampler.target.check_field(x)
+            except InputError as off:
+                return str(off)
+            s = self.sampler.target.log_prob(x).cpu().numpy()
         error = _distance(s, stored)
         self.found.s_error = _larger(self.found.s_error, float(error.max(initial=0.0)))
         return _worst("S", stored, error, ROUNDING * (1 + np.abs(stored)))

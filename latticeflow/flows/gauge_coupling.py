@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..errors import InputError
-from ..groups import Group, wrap
+from ..groups import Group
 from ..lattice import Lattice
 from ..random import Purpose, stream
 from ..targets import LatticeTarget, Wilson
@@ -78,7 +78,7 @@ class GaugeCoupling(Layer):
         """The active links u `[batch, n, *tail]`, moved by h."""
         p, log_slope = h(self.group.mul(u, s), even, odd)
         moved = self.group.mul(p, self.group.dagger(s))
-        return wrap(moved) if self.group.n == 1 else moved, log_slope
+        return self.group.settled(moved), log_slope
 
     def forward_with_score(self, x: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As of any layer, but that the inverse sees the surroundings that were computed forwards, as frozen links stay.

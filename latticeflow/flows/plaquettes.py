@@ -67,18 +67,16 @@ class CircleMap(nn.Module):
     Parameters are a tenth of the logits, which have far to go at the rates at which kernels learn.
     """
 
-    reference: Tensor
-
     def __init__(self, bins: int, kappa: float):
         super().__init__()
         self.widths, self.heights = nn.Parameter(torch.zeros(bins)), nn.Parameter(torch.zeros(bins))
         self.slopes = nn.Parameter(torch.zeros(bins + 1))
-        self.register_buffer("reference", torch.stack(von_mises_knots(kappa)), persistent=False)
+        self.kappa = kappa
 
     def maps(self) -> list[Knots]:
         """Of g and of v."""
         g = knots(*(SCALE * one.double() for one in (self.widths, self.heights, self.slopes)))
-        x, y, d = self.reference.double()
+        x, y, d = (one.to(self.widths.device) for one in von_mises_knots(self.kappa))
         return [g, (x, y, d)]
 
     def forward(self, p: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ gauge-equivariant layers (2412.00200).
 the start, leave the path of non-equilibrium Monte Carlo (Jarzynski's).
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,7 +27,8 @@ from .stout import Stout
 
 
 class HeatBathBase(HaarBase):
-    """The ensemble of `target`, each draw from links 1 by `sweeps` sweeps of its own: `log r = -S`, without its constant.
+    """The ensemble of `target`, `log r = -S` without its constant: each draw from links 1 by `sweeps` sweeps of its own,
+    and a turn by the centre.
 
     Its noise is a seed for each draw, int64 `[n]`: a heat bath needs as many random numbers as it happens to reject.
     """
@@ -42,7 +44,8 @@ class HeatBathBase(HaarBase):
     def push(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         one = self.like.to(self.group.dtype(self.like.dtype))
         x = self.group.identity((len(noise), self.lattice.dim, *self.lattice.shape), one).contiguous()
-        x = sweep(self.target, x, generator(noise, 0), self.sweeps, self.overrelaxation)
+        rng = generator(noise, 0)
+        x = turn_by_centre(sweep(self.target, x, rng, self.sweeps, self.overrelaxation), self.group.n, rng)
         return x, self.log_prob(x)
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -50,6 +53,20 @@ class HeatBathBase(HaarBase):
 
     def score(self, z: Tensor) -> Tensor:
         return self.target.force(z)
+
+
+def turn_by_centre(x: Tensor, n: int, rng: np.random.Generator) -> Tensor:
+    """Links times elements of SU(N)'s centre, random ones of each configuration and direction, on one slice across it.
+
+    A symmetry of the action, under which Polyakov loops change: from links 1, deconfined, few sweeps would find it.
+    """
+    dim = x.shape[1]
+    angles = torch.from_numpy(rng.integers(n, size=(len(x), dim)) * (2 * math.pi / n))
+    turns = torch.polar(torch.ones_like(angles), angles).to(x)
+    x = x.clone()
+    for mu in range(dim):
+        x[:, mu].select(1 + mu, 0).mul_(turns[:, mu].view(-1, *[1] * (x.dim() - 3)))
+    return x
 
 
 def generator(noise: Tensor, part: int) -> np.random.Generator:

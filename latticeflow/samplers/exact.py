@@ -88,6 +88,6 @@ class ExactSpec(SamplerSpec):
         if found is None:
             raise InputError(
                 f"exact: target '{target.kind}' cannot be sampled exactly; the free field ('free') and "
-                "'wilson' of u1 in two dimensions can. Use flow, hmc or emcee"
+                "'wilson' of u1 in two dimensions can. Use flow or hmc, and for gauge fields heatbath"
             )
         return ExactSampler(target, *found, DTYPES[self.precision], device)

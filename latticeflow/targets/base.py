@@ -92,6 +92,10 @@ class Target(Spec):
             raise InputError(f"{self.kind}: x of dtype {x.dtype}; expected {names}")
         return x
 
+    def check_field(self, x: Tensor) -> Tensor:
+        """x itself; raises `InputError` where it does not lie in the space of fields, by more than rounding."""
+        return self.check(x)
+
 
 # one object per shape, which keeps what it has computed: `force` asks for it each time
 _lattice = lru_cache(Lattice)

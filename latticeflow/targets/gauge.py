@@ -35,6 +35,8 @@ class Wilson(LatticeTarget):
             raise InputError(f"{self.kind} with beta = {self.beta}: expected beta >= 0")
         if len(self.shape) < 2:
             raise InputError(f"{self.kind} on {self.shape}: plaquettes need 2 to 4 dimensions")
+        if min(self.shape) < 2:  # a link would be its own neighbour, and the action not linear in it
+            raise InputError(f"{self.kind} on {self.shape}: expected sides of at least 2")
 
     @property
     def links(self) -> Group:
@@ -98,7 +100,7 @@ class Wilson(LatticeTarget):
         casimir = (n**2 - 1) / (2 * n) if n > 1 else 1.0
         return -4 * casimir * Wilson.action(self, x)
 
-    def check_links(self, x: Tensor) -> Tensor:
+    def check_field(self, x: Tensor) -> Tensor:
         """x itself; raises `InputError` where a link is off the group by more than rounding."""
         off = self.links.violation(self.check(x)).flatten(1).amax(1)
         bad = ~(off <= OFF_GROUP)  # NaN is off, too

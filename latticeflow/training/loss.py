@@ -30,11 +30,6 @@ def _alone(x: Tensor) -> Tensor:
     return x
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum over the sites, `[batch]`."""
-    return (a * b).flatten(1).sum(1)
-
-
 def reparametrised(
     flow: Flow, target: Target, noise: Tensor, batch: int | None = None, total: Sum = _alone
 ) -> tuple[Tensor, Tensor]:
@@ -77,7 +72,7 @@ def log_variance(
     f = log_q.detach() - target.log_prob(x.detach())
     loss = f.sum() / batch
     mean = total(loss.clone())
-    surrogate = ((f - mean) * (log_q - _dot(score, x))).sum() / max(1, batch - 1)
+    surrogate = ((f - mean) * (log_q - target.pair(score, x))).sum() / max(1, batch - 1)
     return surrogate, loss
 
 

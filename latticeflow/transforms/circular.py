@@ -10,6 +10,7 @@ Angles may be any real numbers; results lie in [-pi, pi].
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ def knots(widths: Tensor, heights: Tensor, slopes: Tensor) -> Knots:
     return places(widths), places(heights), slope
 
 
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # a cached inference tensor could not be used under autograd later
 def von_mises_knots(kappa: float) -> Knots:
     """Of a map that takes uniform angles to the density `p(y) = (1 - e) exp(kappa cos y) / 2 pi I_0(kappa) + e / 2 pi`, with
 

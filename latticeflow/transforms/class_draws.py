@@ -1,7 +1,7 @@
 """Independent matrices of SU(2) and SU(3) with the density of one plaquette, `p(P) = exp((beta / N) Re tr P) / c_0`.
 
 `P = V e^{i theta} V^dagger` with V Haar distributed and the class by rejection: from steps that lie above its density on a
-grid of cells of `class_maps`' coordinates. Exact.
+grid of cells of `class_maps`' coordinates. Exact: `draw` raises where a density lies above its step (beta beyond 10,000).
 """
 
 import math
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..groups import GROUPS
 from .class_maps import alcove_angles, densities
 
@@ -35,7 +36,12 @@ def _proposed(n: int, beta: float, count: int, rng: np.random.Generator) -> np.n
     cell = np.searchsorted(below, below[-1] * rng.random(count), side="right").clip(max=heights.size - 1)
     places = np.unravel_index(cell, heights.shape)
     sigma, rho = (math.pi * (k + rng.random(count)) / cells for k, cells in zip(places, heights.shape))
-    accepted = heights.ravel()[cell] * rng.random(count) < np.multiply(*densities(n, sigma, rho, beta))
+    density = np.multiply(*densities(n, sigma, rho, beta))
+    if (density > heights.ravel()[cell]).any():
+        raise InputError(
+            f"plaquettes of SU({n}) at beta = {beta}: the density is too narrow to be drawn; expected a smaller beta"
+        )
+    accepted = heights.ravel()[cell] * rng.random(count) < density
     return np.stack([sigma, np.where(rng.random(count) < 0.5, rho, -rho)], 1)[accepted]
 
 

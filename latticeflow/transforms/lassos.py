@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..groups import settled
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -79,24 +81,6 @@ def suffixes(f: Tensor) -> tuple[Tensor, Tensor]:
         found.append(one @ found[-1])
     total = found.pop()
     return settled(torch.stack(found[::-1], 1)), settled(total)
-
-
-def settled(u: Tensor) -> Tensor:
-    """The matrices of SU(2) or SU(3) next to u, which is off them by rounding: products of many, with daggers for inverses,
-    would be off by as many times as much. Derivatives along the group are those of u.
-    """
-    with torch.no_grad():
-        near = 1.5 * u - 0.5 * u @ (u.mH @ u)  # Newton's step to the unitary matrices
-        phase = _determinant(near).angle() / u.shape[-1]
-        shift = near * torch.polar(torch.ones_like(phase), -phase)[..., None, None] - u
-    return u + shift
-
-
-def _determinant(u: Tensor) -> Tensor:
-    if u.shape[-1] == 2:
-        return u[..., 0, 0] * u[..., 1, 1] - u[..., 0, 1] * u[..., 1, 0]
-    first, second, third = u.unbind(-2)
-    return (first * torch.linalg.cross(second, third, dim=-1)).sum(-1)
 
 
 def _chain(start: Tensor, factors: tuple[Tensor, ...]) -> list[Tensor]:
