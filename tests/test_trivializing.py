@@ -26,8 +26,9 @@ ALL = [pytest.param(t, id=t.group) for t in TARGETS]
 def made(target, *key, steps=10, powers=3, strength=1.0):
     flow = Trivializing(powers=powers, modes=2, steps=steps).build_for(target, 1).double()
     layer = flow.layers[0]
+    sizes = torch.bincount(torch.from_numpy(target.lattice.displacement_orbits.ravel()))
     with torch.no_grad():
-        for p, scale in ((layer.constant, 0.1), (layer.kernel, 0.015)):
+        for p, scale in ((layer.constant, 0.1), (layer.kernel, 0.015 * sizes), (layer.rectangle, 0.1)):
             p += strength * scale * torch.from_numpy(rng(*key).normal(size=tuple(p.shape)))
     return flow
 
@@ -160,6 +161,8 @@ def test_what_cannot_be_is_refused():
     ):
         with pytest.raises(InputError, match="a flow of su2 and su3 in two dimensions; found"):
             Trivializing().build_for(target, 1)
+    with pytest.raises(InputError, match="sides of 3 at least"):
+        Trivializing().build_for(Wilson(shape=(2, 4), group="su2", beta=1.0), 1)
     with pytest.raises(InputError, match="use build_for"):
         Trivializing().build(Lattice((4, 4)), 1)
 
@@ -254,6 +257,29 @@ def test_powers_of_plaquettes(target, powers):
             for j in range(1, k + 1)
         )
         torch.testing.assert_close(laplacians[k - 1].squeeze(), -k / n * second.real)
+
+
+@pytest.mark.parametrize("target", ALL)
+def test_rectangles(target):
+    """Their drift is the left derivative of the sum of all rectangles, made from links one by one."""
+    group = target.links
+    x = group.haar((2, 2, 3, 4), rng(28), torch.float64).requires_grad_()
+
+    def loop(*path):
+        """Of links (mu, x0, x1, dagger) relative to each site."""
+        product = torch.eye(group.n, dtype=x.dtype)
+        for mu, right, up, back in path:
+            u = torch.roll(x[:, mu], (-right, -up), (1, 2))
+            product = product @ (u.mH if back else u)
+        return product.diagonal(dim1=-2, dim2=-1).real.sum()
+
+    wide = loop((0, 0, 0, 0), (0, 1, 0, 0), (1, 2, 0, 0), (0, 1, 1, 1), (0, 0, 1, 1), (1, 0, 0, 1))
+    tall = loop((0, 0, 0, 0), (1, 1, 0, 0), (1, 1, 1, 0), (0, 0, 2, 1), (1, 0, 1, 1), (1, 0, 0, 1))
+    (slope,) = torch.autograd.grad(wide + tall, x)
+    links = matrices.to_planes(x.detach())
+    found = plaquette_views.rectangles(links, *plaquette_views.views(links))
+    expected = group.left_derivative(x.detach(), slope)
+    torch.testing.assert_close(matrices.from_algebra(group, found), expected)
 
 
 def test_gradient_of_the_parameters():

@@ -8,11 +8,13 @@ is seen from its neighbours through one of them: `views` gives
 so that all three are matrices at x: link 0 of x is part of P(x) and B(x), link 1 of P(x) and C(x).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .heatbath import dagger, product
-from .matrices import algebra, total
+from .matrices import Planes, algebra, total
 
 Three = tuple[Tensor, Tensor, Tensor]
 
@@ -45,18 +47,56 @@ class _Views(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> Tensor:
-        links, far, near, there = ctx.saved_tensors
-        u, v = links.unbind(2)
-        p, b, c = grads[0], torch.roll(grads[1], -1, 3), torch.roll(grads[2], -1, 2)
-        u_dagger, far_dagger, near_dagger = dagger(u), dagger(far), dagger(near)
-        of_there = product(p, v)
-        of_near = product(b, far_dagger).add_(product(far_dagger, c))
-        of_far = product(u_dagger, of_there).add_(product(near_dagger, b)).add_(product(c, near_dagger))
-        of_u = product(of_there, far_dagger).add_(product(v, of_near))
-        of_v = product(dagger(p), there).add_(product(u, dagger(of_near)))
-        of_v += torch.roll(product(of_far, torch.roll(u, -1, 3)), 1, 2)
-        of_u += torch.roll(product(dagger(of_far), torch.roll(v, -1, 2)), 1, 3)
-        return torch.stack([of_u, of_v], 2)
+        return _pulled_back(product, *ctx.saved_tensors, *grads)
+
+
+def _pulled_back(
+    product: Callable[[Tensor, Tensor], Tensor],
+    links: Tensor,
+    far: Tensor,
+    near: Tensor,
+    there: Tensor,
+    of_p: Tensor,
+    of_b: Tensor,
+    of_c: Tensor,
+) -> Tensor:
+    """The covector of the links of those of P, B and C."""
+    u, v = links.unbind(2)
+    b, c = torch.roll(of_b, -1, 3), torch.roll(of_c, -1, 2)
+    far_dagger, near_dagger = dagger(far), dagger(near)
+    of_there = product(of_p, v)
+    of_near = product(b, far_dagger) + product(far_dagger, c)
+    of_far = product(dagger(u), of_there) + product(near_dagger, b) + product(c, near_dagger)
+    of_u = product(of_there, far_dagger) + product(v, of_near)
+    of_v = product(dagger(of_p), there) + product(u, dagger(of_near))
+    of_v = of_v + torch.roll(product(of_far, torch.roll(u, -1, 3)), 1, 2)
+    of_u = of_u + torch.roll(product(dagger(of_far), torch.roll(v, -1, 2)), 1, 3)
+    return torch.stack([of_u, of_v], 2)
+
+
+def rectangles(links: Tensor, p: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """`i T_a d_a sum_x Re tr (P B + P C)` of each link: of all rectangles of two plaquettes; `[N, N, 2, *shape, batch]`.
+
+    Tr P B has no longer the link that P and B share: one of six different links each, where sides are 3 at least.
+    """
+    u, v = links.unbind(2)
+    mul = Planes.mul
+    far = mul(torch.roll(v, -1, 2), dagger(torch.roll(u, -1, 3)))
+    p_dagger = dagger(p)
+    slope = _pulled_back(mul, links, far, mul(dagger(v), u), mul(u, far), dagger(b + c), p_dagger, p_dagger)
+    return -0.5 * _Algebra.apply(mul(links, dagger(slope)))
+
+
+class _Algebra(torch.autograd.Function):
+    """An orthogonal projection is its own derivative."""
+
+    @staticmethod
+    def forward(ctx, a: Tensor) -> Tensor:
+        return algebra(a)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> Tensor:
+        return algebra(grads[0])
 
 
 class _Overlaps(torch.autograd.Function):
