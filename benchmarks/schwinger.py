@@ -1,6 +1,6 @@
 """The Schwinger model, 8x8, beta = 2, kappa = 0.276: the flow along loops beside HMC, exact and with pseudofermions.
 
-    python -m benchmarks.schwinger      # half an hour of training at most on one core, and some 10 minutes more
+    python -m benchmarks.schwinger      # 10 minutes of training on one core, and some 15 more
     python -m benchmarks.schwinger --steps 200 --plain 100 --trajectories 100 --draws 8192
 
 1. On 4x4: plaquette, chi_Q, chiral condensate, the pion's correlator in the middle and its mass, by quenched sampling
@@ -43,7 +43,7 @@ from latticeflow.training import TrainSettings, train
 from .common import Bars, one_thread
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--steps", type=int, default=3200, help="of training")
+parser.add_argument("--steps", type=int, default=1500, help="of training")
 parser.add_argument("--plain", type=int, default=300, help="of the flow of plaquettes alone; 0: none")
 parser.add_argument("--draws", type=int, default=65536)
 parser.add_argument("--trajectories", type=int, default=500)
