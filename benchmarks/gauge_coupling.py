@@ -12,7 +12,7 @@ a draw in the weights says whether ESS can be trusted. Published, U(1) 8x8 beta 
 import argparse
 
 from latticeflow import exact
-from latticeflow.flows.gauge_coupling import GaugeCouplingFlow
+from latticeflow.flows.gauge_coupling import GaugeCoupling
 from latticeflow.statistics import bracket
 from latticeflow.targets import Wilson
 
@@ -28,12 +28,12 @@ SU2 = Wilson(shape=(8, 8), group="su2", beta=2.2)
 SU3 = Wilson(shape=(4, 4), group="su3", beta=5.0)
 SMALL = {"sweeps": 2, "hidden": (8,), "bins": 6}
 CASES = {
-    "u1 spline": (U1, GaugeCouplingFlow(**SMALL)),
-    "u1 ncp": (U1, GaugeCouplingFlow(coupling="ncp", **SMALL)),
-    "u1 stripes": (U1, GaugeCouplingFlow(mask="stripes", **SMALL)),
-    "u1 independent": (U1, GaugeCouplingFlow(base="independent", **SMALL)),
-    "su2": (SU2, GaugeCouplingFlow(**SMALL)),
-    "su3": (SU3, GaugeCouplingFlow(**SMALL)),
+    "u1 spline": (U1, GaugeCoupling(**SMALL)),
+    "u1 ncp": (U1, GaugeCoupling(coupling="ncp", **SMALL)),
+    "u1 stripes": (U1, GaugeCoupling(mask="stripes", **SMALL)),
+    "u1 independent": (U1, GaugeCoupling(base="independent", **SMALL)),
+    "su2": (SU2, GaugeCoupling(**SMALL)),
+    "su3": (SU3, GaugeCoupling(**SMALL)),
 }
 SETTINGS = {"lr": 3e-3, "warmup": 50}
 

@@ -21,9 +21,12 @@ _HOME = {
     "observables": ["measure", "observables"],
     "flows": ["Affine", "Continuous", "Flow", "Split", "Symmetrised", "SymmetrisedFlow", "Tutorial"],
     "flows.conditional": ["Conditional", "ConditionalFlow"],
+    "flows.gauge_coupling": ["GaugeCoupling"],
+    "flows.loops": ["Loops"],
     "flows.plaquettes": ["Plaquettes"],
     "flows.stochastic": ["Stochastic"],
     "flows.stochastic_gauge": ["StochasticGauge"],
+    "flows.trivializing": ["Trivializing"],
     "samplers": [
         "AnnealedSpec",
         "ClusterSpec",

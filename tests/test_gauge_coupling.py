@@ -11,7 +11,7 @@ from test_gauge import gauge_transform
 from latticeflow import exact
 from latticeflow.correction import metropolis
 from latticeflow.errors import InputError
-from latticeflow.flows.gauge_coupling import GaugeCouplingFlow
+from latticeflow.flows.gauge_coupling import GaugeCoupling
 from latticeflow.flows.gauge_masks import Mask, checkerboard, require_every_link, stripes
 from latticeflow.groups import GROUPS, wrap
 from latticeflow.lattice import Lattice
@@ -27,24 +27,24 @@ from latticeflow.transforms.spectral import alcove
 torch.set_num_threads(1)
 SMALL = dict(sweeps=1, bins=4, hidden=(4,))
 CASES = {
-    "u1-spline": (GaugeCouplingFlow(**SMALL), Wilson(shape=(4, 4), group="u1", beta=2.0)),
+    "u1-spline": (GaugeCoupling(**SMALL), Wilson(shape=(4, 4), group="u1", beta=2.0)),
     "u1-ncp": (
-        GaugeCouplingFlow(coupling="ncp", components=3, base="independent", **SMALL),
+        GaugeCoupling(coupling="ncp", components=3, base="independent", **SMALL),
         Wilson(shape=(2, 4), group="u1", beta=2.0),
     ),
     "u1-stripes": (
-        GaugeCouplingFlow(mask="stripes", **SMALL),
+        GaugeCoupling(mask="stripes", **SMALL),
         Wilson(shape=(4, 8), group="u1", beta=2.0),
     ),
-    "u1-3d": (GaugeCouplingFlow(**SMALL), Wilson(shape=(2, 2, 4), group="u1", beta=1.0)),
-    "su2": (GaugeCouplingFlow(**SMALL), Wilson(shape=(4, 2), group="su2", beta=2.2)),
+    "u1-3d": (GaugeCoupling(**SMALL), Wilson(shape=(2, 2, 4), group="u1", beta=1.0)),
+    "su2": (GaugeCoupling(**SMALL), Wilson(shape=(4, 2), group="su2", beta=2.2)),
     "su2-4d": (
-        GaugeCouplingFlow(loops=((1, 1),), **SMALL),
+        GaugeCoupling(loops=((1, 1),), **SMALL),
         Wilson(shape=(2, 2, 2, 2), group="su2", beta=2.2),
     ),
-    "su3": (GaugeCouplingFlow(**SMALL), Wilson(shape=(2, 2), group="su3", beta=5.0)),
+    "su3": (GaugeCoupling(**SMALL), Wilson(shape=(2, 2), group="su3", beta=5.0)),
     "su3-stripes": (
-        GaugeCouplingFlow(mask="stripes", **SMALL),
+        GaugeCoupling(mask="stripes", **SMALL),
         Wilson(shape=(4, 4), group="su3", beta=5.0),
     ),
 }
@@ -267,7 +267,7 @@ def test_masks_that_do_not_tile_are_refused():
 
 
 def test_what_cannot_be_is_refused():
-    spec = GaugeCouplingFlow()
+    spec = GaugeCoupling()
     with pytest.raises(InputError, match="found target 'phi4'"):
         spec.build_for(Phi4(shape=(4, 4), m2=1.0, lam=1.0), 1)
     with pytest.raises(InputError, match="use build_for"):
@@ -276,14 +276,14 @@ def test_what_cannot_be_is_refused():
         spec.build_for(Wilson(shape=(3, 4), group="u1", beta=1.0), 1)
     for shape in ((6, 4), (4, 4, 4)):
         with pytest.raises(InputError, match=r"mask 'stripes' .* multiples of 4"):
-            GaugeCouplingFlow(mask="stripes").build_for(Wilson(shape=shape, group="u1", beta=1.0), 1)
+            GaugeCoupling(mask="stripes").build_for(Wilson(shape=shape, group="u1", beta=1.0), 1)
     with pytest.raises(InputError, match="'ncp' is of u1; found su3"):
-        GaugeCouplingFlow(coupling="ncp").build_for(Wilson(shape=(4, 4), group="su3", beta=1.0), 1)
+        GaugeCoupling(coupling="ncp").build_for(Wilson(shape=(4, 4), group="su3", beta=1.0), 1)
     for shape, group in (((4, 4), "su2"), ((2, 2, 2), "u1")):
         with pytest.raises(InputError, match="'independent' is of u1 in two dimensions; found"):
-            GaugeCouplingFlow(base="independent").build_for(Wilson(shape=shape, group=group, beta=1.0), 1)
+            GaugeCoupling(base="independent").build_for(Wilson(shape=shape, group=group, beta=1.0), 1)
     with pytest.raises(InputError, match="expected positive numbers"):
-        GaugeCouplingFlow(loops=((0, 1),))
+        GaugeCoupling(loops=((0, 1),))
 
 
 # training
@@ -300,7 +300,7 @@ def test_what_cannot_be_is_refused():
     ids=["u1", "u1-ncp", "su2", "su3"],
 )
 def test_training_and_correction_give_the_exact_answer(target, spec, steps):
-    flow = GaugeCouplingFlow(sweeps=1, hidden=(8,), bins=6, **spec).build_for(target, 1)
+    flow = GaugeCoupling(sweeps=1, hidden=(8,), bins=6, **spec).build_for(target, 1)
     before = drawn(target, flow, 2048)
     settings = TrainSettings(steps=steps, lr=0.01, warmup=5, batch=32, evaluate_draws=1024)
     train(flow, target, settings, seed=1)
@@ -336,7 +336,7 @@ def test_every_parameter_has_a_gradient():
 def test_precision(group, precision):
     """Through all sweeps of the default, links stay on the group and log q of the stored ones is that in float64."""
     target = Wilson(shape=(4, 4), group=group, beta=2.0)
-    flow = scramble(GaugeCouplingFlow().build_for(target, 1), 21, scale=0.05).to(precision)
+    flow = scramble(GaugeCoupling().build_for(target, 1), 21, scale=0.05).to(precision)
     x, log_q = flow.sample(16, rng(22))
     assert x.dtype == target.field_dtype(precision) and log_q.dtype == torch.float64
     assert target.links.violation(x).max() < 20 * torch.finfo(precision).eps

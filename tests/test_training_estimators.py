@@ -6,7 +6,7 @@ import torch
 from tables import rng, scramble
 
 from latticeflow.flows import Affine, Continuous, Flow, Spectrum, Split, Symmetrised
-from latticeflow.flows.gauge_coupling import GaugeCouplingFlow
+from latticeflow.flows.gauge_coupling import GaugeCoupling
 from latticeflow.lattice import Lattice
 from latticeflow.targets import FreeField, Phi4, Wilson
 from latticeflow.training.loss import ESTIMATORS, forward, forward_path, forward_score, log_variance, path
@@ -155,7 +155,7 @@ def test_the_score_function_of_matrices():
     """log_variance of SU(2): derivatives along the group, against `s` by autograd at fixed x."""
     target = Wilson(shape=(2, 2), group="su2", beta=2.0)
     flow = scramble(
-        GaugeCouplingFlow(sweeps=1, hidden=(4,), bins=3).build_for(target, 1), 57, scale=0.05
+        GaugeCoupling(sweeps=1, hidden=(4,), bins=3).build_for(target, 1), 57, scale=0.05
     ).double()
     noise = flow.noise(8, rng(58))
 

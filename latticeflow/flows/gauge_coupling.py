@@ -24,7 +24,7 @@ from ..lattice import Lattice
 from ..random import Purpose, stream
 from ..targets import LatticeTarget, Wilson
 from ..transforms.paths import Paths
-from ..transforms.plaquette_maps import CircleSpline, PlaquetteMap, Projections, SpectralSU2, SpectralSU3
+from ..transforms.plaquette_maps import CircleSpline, MapInContext, Projections, SpectralSU2, SpectralSU3
 from ..transforms.sums import site_sum
 from .base import HaarBase
 from .flow import Flow, Layer
@@ -36,7 +36,7 @@ from .spec import FlowSpec, flows
 Move = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class GaugeCoupling(Layer):
+class GaugeCouplingLayer(Layer):
     """The layer of the module's docstring for links `[batch, D, *shape, *tail]`."""
 
     active: Tensor
@@ -45,7 +45,7 @@ class GaugeCoupling(Layer):
         self,
         group: Group,
         mask: Mask,
-        h: PlaquetteMap,
+        h: MapInContext,
         sizes: Sequence[tuple[int, int]],
         hidden: Sequence[int],
         kernel: int,
@@ -104,7 +104,7 @@ class GaugeCoupling(Layer):
 
 
 @flows.add("gauge_coupling")
-class GaugeCouplingFlow(FlowSpec):
+class GaugeCoupling(FlowSpec):
     """Coupling layers of a gauge theory: `sweeps` times over all masks, so that each moves every link.
 
     `mask`: "checkerboard", of even sides in any dimension, 2 D layers a sweep, or "stripes", two dimensions and sides that
@@ -145,11 +145,12 @@ class GaugeCouplingFlow(FlowSpec):
         require_every_link(masks)
         h = self._map(target)
         layers = [
-            GaugeCoupling(target.links, mask, h, self.loops, self.hidden, self.kernel, rng) for mask in masks
+            GaugeCouplingLayer(target.links, mask, h, self.loops, self.hidden, self.kernel, rng)
+            for mask in masks
         ]
         return Flow(self._base(target), layers)
 
-    def _map(self, target: Wilson) -> PlaquetteMap:
+    def _map(self, target: Wilson) -> MapInContext:
         if self.coupling == "ncp":
             if target.group != "u1":
                 raise InputError(

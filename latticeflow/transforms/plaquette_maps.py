@@ -24,7 +24,7 @@ def _knots(numbers: Tensor):
     return knots(*numbers.split([bins, bins, bins + 1], -1))
 
 
-class PlaquetteMap:
+class MapInContext:
     """`evens`, `odds`: how many parameters there are."""
 
     evens: int
@@ -37,7 +37,7 @@ class PlaquetteMap:
         raise NotImplementedError
 
 
-class TurnedMap(PlaquetteMap):
+class TurnedMap(MapInContext):
     """U(1): `P' = h(P - t_1) + t_2`, h an odd map of the circle with even parameters, t the two odd ones."""
 
     odds = 2
@@ -91,7 +91,7 @@ class Projections(TurnedMap):
         return projections.project_inverse(y, *self._parameters(even))
 
 
-class SpectralSU2(PlaquetteMap):
+class SpectralSU2(MapInContext):
     """`theta' = h(theta)` of the angle in [0, pi], h a spline of `bins` bins. Nothing is odd: P^* is conjugate to P."""
 
     odds = 0
@@ -115,7 +115,7 @@ class SpectralSU2(PlaquetteMap):
         return spectral(p, move)
 
 
-class SpectralSU3(PlaquetteMap):
+class SpectralSU3(MapInContext):
     """A map of the alcove's triangle, `alpha_i = theta_i - theta_{i+1}`, in the coordinates
 
     `s = (alpha_1 + alpha_2) / 2 pi`, `r = alpha_1 / (alpha_1 + alpha_2)`, both in [0, 1],
