@@ -80,6 +80,7 @@ def histories(panels: dict[str, np.ndarray]):
     for one, colour, (name, q) in zip(axes, COLOURS, panels.items()):
         one.step(np.arange(len(q)), q, where="mid", color=colour, linewidth=0.8)
         one.set_ylabel("$Q$")
+        one.yaxis.get_major_locator().set_params(integer=True)
         one.set_title(name, loc="left", fontsize=10)
     axes[-1].set_xlabel("step of the chain")
     return figure
