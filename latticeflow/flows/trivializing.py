@@ -9,9 +9,10 @@ with kernels by orbits of the displacement, all coefficients sums of cosines in 
 (0907.5491) in the form of 2212.08469, with kernels of any range. Gauge transformations, translations and charge conjugation
 are exact; the lattice's reflections and rotations to the order of the solver, whose steps multiply links from the left.
 
-Rectangles are what the second order of Luescher's expansion asks for beside products of plaquettes: without them log w goes
-with them, and the ESS on 8x8 stays below 0.15. v and its divergence: `transforms.loop_drift`; steps:
-`transforms.commutator_free`. The density is that of the solver, as for scalars' continuous flow.
+Rectangles are what the second order of Luescher's expansion asks for beside products of plaquettes: of a flow trained
+without them, log w went with their sum (correlation 0.65 on SU(2), 8x8, beta = 2.2). v and its divergence:
+`transforms.loop_drift`; steps: `transforms.commutator_free`. The density is that of the solver, as for scalars' continuous
+flow.
 """
 
 import math
