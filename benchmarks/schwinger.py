@@ -18,7 +18,8 @@ Bars: training <= 30 CPU minutes, ESS >= 0.5, change of log q <= 0.02, tau_int(Q
 within 3.5 sigma of reweighted quenched sampling on both lattices; HMC's, exact and with pseudofermions, on 4x4 of quenched
 sampling, on 8x8 of the flow, without the pion's: where lambda vanishes the density goes as lambda^2 and the correlator as
 lambda^-2, so that its variance is infinite in HMC, whose errors then are too small; with weights of lambda^2 it is finite.
-The identity of Schwinger and Dyson, exact for all and for that part, within 3.5 sigma of zero.
+The identity of Schwinger and Dyson, exact for all and for that part, within 3.5 sigma of zero, but for HMC on 8x8, where it
+is as the pion.
 """
 
 import argparse
@@ -68,7 +69,7 @@ HMC = {"chains": CHAINS, "block": CHAINS, "thermalisation": 200, "step": 0.25, "
 SMALL_HMC = {"chains": 256, "block": 256, "thermalisation": 100, "step": 0.4, "length": 1.2}
 NAMES = ("plaquette", "charge2", "condensate", "pion", "schwinger_dyson")
 SIGMAS = 3.5
-PION = ("C_pi(L/2)", "m_pi")
+INFINITE = ("C_pi(L/2)", "m_pi", "schwinger_dyson")  # variance in HMC, near zeros of det D
 Table = dict[str, tuple[float, float]]  # value and error by name
 
 
@@ -237,7 +238,7 @@ def main() -> None:
     bars.at_most("flow: largest change of log q at twice the resolution", figures["change"], 0.02)
     bars.at_most("flow: tau_int(Q) in proposals", figures["tau"], 10)
     compare(bars, "8x8", {"flow": flow}, known, "quenched")
-    compare(bars, "8x8", chains, above, "flow", PION)
+    compare(bars, "8x8", chains, above, "flow", INFINITE)
     bars.end()
 
 
