@@ -48,7 +48,8 @@ class Point:
 
     def samplers(self) -> list[tuple[SamplerSpec, int]]:
         n = self.chains
-        hmc = HMCSpec(chains=n, block=n, step=self.step, length=self.length, thermalisation=100)
+        first = 100 if len(self.shape) == 2 else 300  # from a cold start few are accepted at first
+        hmc = HMCSpec(chains=n, block=n, step=self.step, length=self.length, thermalisation=first)
         return [
             (hmc, self.hmc),
             (HeatBathSpec(chains=n, block=n, overrelaxation=1, thermalisation=100), self.heatbath),
