@@ -33,6 +33,17 @@ def gradients(estimate, flow: Flow, batches: int) -> torch.Tensor:
     return torch.stack(rows)
 
 
+def both_score_functions(flow: Flow, target, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient of log_variance, and the same with `s` by autograd through `log_prob` at fixed x."""
+
+    def by_inverse(_):
+        x, log_q = (t.detach() for t in flow.push(noise))
+        f = log_q - target.log_prob(x)
+        return ((f - f.mean()) * flow.log_prob(x)).sum() / (len(f) - 1), None
+
+    return gradients(lambda _: log_variance(flow, target, noise), flow, 1), gradients(by_inverse, flow, 1)
+
+
 def pulls(rows: torch.Tensor, exact) -> torch.Tensor:
     """Largest pull of the mean over the parameters."""
     error = rows.std(0) / np.sqrt(len(rows))
@@ -139,13 +150,7 @@ def test_layers_give_the_score_function_without_an_inverse(spec, precision):
     flow = scramble(spec.build(Lattice((4, 4)), 1), 55, scale=0.05)
     noise = flow.noise(16, rng(56))
 
-    def by_inverse(_):
-        x, log_q = (t.detach() for t in flow.push(noise))
-        f = log_q - target.log_prob(x)
-        return ((f - f.mean()) * flow.log_prob(x)).sum() / (len(f) - 1), None
-
-    wanted = gradients(by_inverse, flow, 1)
-    found = gradients(lambda _: log_variance(flow, target, noise), flow, 1)
+    found, wanted = both_score_functions(flow, target, noise)
     torch.testing.assert_close(found, wanted, rtol=precision, atol=1e-2 * precision)
     other = gradients(lambda _: path(flow, target, noise), flow, 1)
     assert not torch.allclose(other, wanted, rtol=0.1)
@@ -159,13 +164,7 @@ def test_the_score_function_of_matrices():
     ).double()
     noise = flow.noise(8, rng(58))
 
-    def by_inverse(_):
-        x, log_q = (t.detach() for t in flow.push(noise))
-        f = log_q - target.log_prob(x)
-        return ((f - f.mean()) * flow.log_prob(x)).sum() / (len(f) - 1), None
-
-    wanted = gradients(by_inverse, flow, 1)
-    found = gradients(lambda _: log_variance(flow, target, noise), flow, 1)
+    found, wanted = both_score_functions(flow, target, noise)
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-8)
 
 
