@@ -15,10 +15,10 @@ Where an eigenvalue of D crosses zero the density vanishes, and HMC does not cro
 draws with det D < 0 is printed, and HMC is compared with that part of the others that has det D > 0.
 
 Bars: training <= 30 CPU minutes, ESS >= 0.5, change of log q <= 0.02, tau_int(Q) <= 10 proposals; the flow's observables
-within 3.5 sigma of reweighted quenched sampling on both lattices; HMC's, exact and with pseudofermions, on 4x4 of quenched
+within 3 sigma of reweighted quenched sampling on both lattices; HMC's, exact and with pseudofermions, on 4x4 of quenched
 sampling, on 8x8 of the flow, without the pion's: where lambda vanishes the density goes as lambda^2 and the correlator as
 lambda^-2, so that its variance is infinite in HMC, whose errors then are too small; with weights of lambda^2 it is finite.
-The identity of Schwinger and Dyson, exact for all and for that part, within 3.5 sigma of zero, but for HMC on 8x8, where it
+The identity of Schwinger and Dyson, exact for all and for that part, within 3 sigma of zero, but for HMC on 8x8, where it
 is as the pion.
 """
 
@@ -68,7 +68,7 @@ CHAINS = 64
 HMC = {"chains": CHAINS, "block": CHAINS, "thermalisation": 200, "step": 0.25, "length": 1.0}
 SMALL_HMC = {"chains": 256, "block": 256, "thermalisation": 100, "step": 0.4, "length": 1.2}
 NAMES = ("plaquette", "charge2", "condensate", "pion", "schwinger_dyson")
-SIGMAS = 3.5
+SIGMAS = 3.0
 INFINITE = ("C_pi(L/2)", "m_pi", "schwinger_dyson")  # variance in HMC, near zeros of det D
 Table = dict[str, tuple[float, float]]  # value and error by name
 
