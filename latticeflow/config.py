@@ -7,6 +7,7 @@ from typing import Any
 import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from . import collider  # noqa: F401 (its targets register themselves)
 from .errors import InputError
 from .flows.spec import FlowSpec, flows
 from .samplers.base import SamplerSpec, samplers

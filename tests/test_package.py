@@ -29,6 +29,7 @@ LAYERS = [
     },
     {"groups", "exact"},
     {"targets"},
+    {"collider"},
     {"observables"},
     {"transforms"},
     {"flows"},

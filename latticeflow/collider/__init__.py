@@ -1,0 +1,17 @@
+"""Collider physics: phase-space maps, processes, cuts, and the target on the unit hypercube that they make."""
+
+from .cuts import Cuts
+from .phase_space import PhaseSpace, PhaseSpaceMap, phase_spaces
+from .processes import Process, process, processes
+from .target import MatrixElement
+
+__all__ = [
+    "Cuts",
+    "MatrixElement",
+    "PhaseSpace",
+    "PhaseSpaceMap",
+    "Process",
+    "phase_spaces",
+    "process",
+    "processes",
+]
