@@ -22,7 +22,7 @@ from ..flows import Flow
 from ..flows.conditional import member
 from ..precision import DTYPES
 from ..spec import differences
-from ..targets import LatticeTarget, Target
+from ..targets import Hypercube, Target
 from .settings import TrainSettings
 from .stages import describe
 
@@ -206,14 +206,16 @@ def latest(weights: Path) -> Path:
 def build_flow(deck, target: Target | None = None) -> Flow:
     """The deck's untrained flow, for `target` if given: that of a stage.
 
-    Raises `InputError` for a deck without [flow], a target without a lattice, and a flow of other fields than the target's.
+    Raises `InputError` for a deck without [flow], and for a flow of another kind of target or of other fields than the
+    target's.
     """
     target = deck.target if target is None else target
     if deck.flow is None:
         raise InputError("the deck has no [flow]")
-    if not isinstance(target, LatticeTarget):
+    if not isinstance(target, deck.flow.on):
+        where = "the unit cube" if deck.flow.on is Hypercube else "a lattice"
         raise InputError(
-            f"[flow] kind = '{deck.flow.kind}' lives on a lattice; target '{target.kind}' has none"
+            f"[flow] kind = '{deck.flow.kind}' lives on {where}; target '{target.kind}' does not"
         )
     flow = deck.flow.build_for(target, deck.seed)
     if flow.event_shape != target.event_shape:
