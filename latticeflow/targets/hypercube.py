@@ -1,13 +1,17 @@
 """Integrands on the unit hypercube: what collider phase space is pulled back to, and test functions with known integrals."""
 
 import math
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..random import Purpose, stream, uniform
 from .base import Target, targets
+
+_PIECE = 20_000  # points looked at in one go when their share is counted
 
 
 class Hypercube(Target):
@@ -49,6 +53,33 @@ class Hypercube(Target):
             found[inside] = self.log_integrand(u[inside])
         return found
 
+    def inside(self, u: Tensor) -> Tensor:
+        """Where f > 0, bool `[batch]`; of phase space: inside the cuts."""
+        return self.log_prob(u) > -math.inf
+
+    def flat(self, n: int) -> Iterator[Tensor]:
+        """The same n points, uniform in the cube and float64, whoever asks; in pieces."""
+        rng = stream(0, Purpose.ANALYSIS)
+        for first in range(0, n, _PIECE):
+            yield uniform(rng, (min(_PIECE, n - first), self.dim), dtype=torch.float64)
+
+    def survival(self, n: int = 100_000) -> tuple[float, float]:
+        """Share of flat points that are `inside`, with its error `sqrt(p (1 - p) / n)`, p = (k + 1) / (n + 2) of k found."""
+        k = sum(int(self.inside(u).sum()) for u in self.flat(n))
+        p = (k + 1) / (n + 2)
+        return k / n, math.sqrt(p * (1 - p) / n)
+
+    def require_support(self, n: int = 100_000) -> None:
+        """Raises `InputError` if none of n flat points is `inside`, with what is known about why: for who has found no draw
+
+        that weighs anything.
+        """
+        if not any(bool(self.inside(u).any()) for u in self.flat(n)):
+            raise InputError(f"{self.kind}: none of {n:,} flat points has f > 0{self._why_empty(n)}")
+
+    def _why_empty(self, n: int) -> str:
+        return ""
+
     def check_field(self, x: Tensor) -> Tensor:
         outside = ((x < 0) | (x > 1)).any(1)
         if outside.any():
@@ -64,7 +95,8 @@ class Hypercube(Target):
 
     def force(self, x: Tensor) -> Tensor:
         raise InputError(
-            f"{self.kind}: a force on the unit cube, whose walls Hamiltonian dynamics does not know. Use flow, vegas, flat or emcee"
+            f"{self.kind}: a force on the unit cube, whose walls Hamiltonian dynamics does not know. "
+            "Use flow, vegas, flat or emcee"
         )
 
 

@@ -1,26 +1,32 @@
 """What a process is, and how a user's own becomes one: a function of momenta with a decorator."""
 
+import types
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ...errors import InputError
 from ...spec import Registry, Spec
+
+ALPHA = 1 / 137.035999084  # of electromagnetism, at zero momentum
+ALPHA_S = 0.118
 
 
 class Process(Spec):
     """A squared matrix element `|M|^2` with the particles that it belongs to.
 
-    `incoming`: PDG codes, two of a collision or one of a decay; `outgoing`: PDG codes; `masses`: of the outgoing particles, GeV,
-    all zero by default. `unit` of the result: "pb" (cross section), "GeV" (width), or "" where `normalised`.
+    `incoming`: PDG codes, two of a collision or one of a decay; `outgoing`: PDG codes; `masses`: of the outgoing particles,
+    GeV, all zero by default. `unit` of the integral over phase space: "pb" (cross section) or "GeV" (width).
 
-    `squared(p)`: p `[batch, incoming + outgoing, 4]`, (E, px, py, pz) in GeV, incoming first, as they move (not all outgoing);
-    `|M|^2` `[batch]`, averaged over spins and colours of the incoming, summed over those of the outgoing particles, with the
-    factor 1/n! of n identical outgoing ones. It may be 0 and may not be negative or NaN.
+    `squared(p)`: p `[batch, incoming + outgoing, 4]`, (E, px, py, pz) in GeV and float64, incoming first, as they move (not
+    all outgoing), in their centre-of-mass frame; `|M|^2` `[batch]`, averaged over spins and colours of the incoming, summed
+    over those of the outgoing particles, with the factor 1/n! of n identical outgoing ones. It may be 0 and may not be
+    negative or NaN.
 
-    `hadronic`: the incoming particles are partons of two colliding hadrons; `squared` is `[batch, K]`, for each
-    of the K pairs of partons in `channels`, and `densities(x1, x2, q2)` gives the products of their densities, `[batch, K]`.
-    """
+    `hadronic`: the incoming particles are partons of two colliding hadrons; `squared` is `[batch, K]`, for each of the K
+    pairs of partons in `channels`, and `densities(x1, x2, q2)` gives the products of their densities, `f(x1, q2) f(x2,
+    q2)`, not times x, `[batch, K]`. `mass_range`: least and greatest mass of the pair of partons, GeV."""
 
     kind: ClassVar[str]
     incoming: ClassVar[tuple[int, ...]]
@@ -42,6 +48,10 @@ class Process(Spec):
     def densities(self, x1: Tensor, x2: Tensor, q2: Tensor) -> Tensor:
         raise NotImplementedError
 
+    @property
+    def mass_range(self) -> tuple[float, float]:
+        raise NotImplementedError
+
 
 processes: Registry[Process] = Registry("process")
 
@@ -51,29 +61,48 @@ def process(
 ) -> Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Tensor]]:
     """Make a function `|M|^2(p)` the process called `kind`, which decks then know.
 
-        @process("my_process", incoming=(11, -11), outgoing=(13, -13))
-        def squared(p): ...        # p [batch, 4, 4] -> [batch]; see `Process.squared`
+        from latticeflow.cli import main
+        from latticeflow.collider import process
 
-    The function stays what it is. A deck is data and runs no code, so the script that holds the function starts the commands:
-    it ends with `latticeflow.cli.main()`, and `python script.py sample RUN` is then `latticeflow sample RUN`.
+        @process("ee_scalars", incoming=(11, -11), outgoing=(1000013, -1000013))
+        def squared(p):                                    # e+e- -> gamma* -> two massless scalars, (e^4 / 2) sin^2 theta
+            cos = p[:, 2, 3] / p[:, 2, 0]                  # p [batch, 4, 4] -> [batch]; see `Process.squared`
+            return 0.5 * (4 * 3.141592653589793 / 137.035999084) ** 2 * (1 - cos**2)
+
+        main()
+
+    The function stays what it is. A deck is data and runs no code, so the script that holds the function starts the
+    commands: it ends with `latticeflow.cli.main()`, and `python script.py sample RUN` is then `latticeflow sample RUN`.
+    The deck says
+
+        [target]
+        kind = "matrix_element"
+        process = "ee_scalars"
+        energy = 91.2
+        phase_space = "rambo"
+
+    Raises `InputError` for numbers of particles or masses that no process has, and for a kind that is taken.
     """
+    own = masses if masses is not None else (0.0,) * len(outgoing)
+    if len(incoming) not in (1, 2) or len(outgoing) < 2:
+        raise InputError(
+            f"process '{kind}': {len(incoming)} particles to {len(outgoing)}; expected 1 or 2 to at least 2"
+        )
+    if len(own) != len(outgoing) or not all(0 <= mass < float("inf") for mass in own):
+        raise InputError(f"process '{kind}': masses {own}; expected {len(outgoing)} numbers, none negative")
 
     def register(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        own = masses if masses is not None else (0.0,) * len(outgoing)
-        body = {
+        body: dict[str, Any] = {
             "__doc__": function.__doc__,
             "__module__": function.__module__,
-            "__annotations__": {},
+            "__annotations__": {name: ClassVar[tuple[int, ...]] for name in ("incoming", "outgoing")},
             "squared": lambda self, p: function(p),
             "masses": property(lambda self: own),
             "incoming": incoming,
             "outgoing": outgoing,
         }
-        body["__annotations__"] = {
-            "incoming": ClassVar[tuple[int, ...]],
-            "outgoing": ClassVar[tuple[int, ...]],
-        }
-        processes.add(kind)(type(Process)(f"Process_{kind}", (Process,), body))
+        cls = types.new_class(f"Process_{kind}", (Process,), {}, lambda namespace: namespace.update(body))
+        processes.add(kind)(cls)
         return function
 
     return register
