@@ -15,9 +15,9 @@ class PhaseSpaceMap:
         dPhi_n = prod_i d^3 p_i / ((2 pi)^3 2 E_i) (2 pi)^4 delta^4(P - sum_i p_i),    P = (E, 0, 0, 0)
 
     Momenta are `[batch, n, 4]`, components (E, px, py, pz) in GeV. `masses`: of the n particles, GeV. `periodic`:
-    coordinates of u that are azimuths. Batched, differentiable in nothing, on the device and in the precision of its arguments:
-    they are worked on in float64 and the results rounded. Coordinates are kept 2^-52 away from the walls of the cube, where
-    some particle has no energy or two are parallel.
+    coordinates of u that are azimuths. Batched, differentiable in nothing, on the device and in the precision of its
+    arguments: they are worked on in float64 and the results rounded. Coordinates are kept 2^-52 away from the walls of the
+    cube, where some particle has no energy or two are parallel.
 
     A map gives `momenta(u, energy)` and `coordinates(p)`, which `forward` and `inverse` check and call.
     """
@@ -59,7 +59,8 @@ class PhaseSpaceMap:
         return p.to(u.dtype), log_jac.to(u.dtype)
 
     def inverse(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        """p `[batch, n, 4]` in the centre-of-mass frame to `(u, log_jac)`, `log_jac = log |du / dPhi_n|`: minus the forward one.
+        """p `[batch, n, 4]` in the centre-of-mass frame to `(u, log_jac)`, `log_jac = log |du / dPhi_n|`: minus the forward
+        one.
 
         Only the three-momenta are read: the energies are those of the masses. Raises `InputError` for another shape.
         """

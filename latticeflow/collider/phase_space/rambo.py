@@ -22,8 +22,9 @@ def _log_volume(n: int) -> float:
 def shares(v: Tensor, m: int) -> tuple[Tensor, Tensor]:
     """`(x, 1 - x)` with `v = (m + 1) x^m - m x^(m+1)`, the distribution function of `m (m + 1) x^(m-1) (1 - x)` on [0, 1].
 
-    Both to 1e-14 of themselves, as far as v determines them. Closed forms for m = 1 and 2; else Newton's method, in log x below
-    v = 1/2 and for `sqrt(1 - v)`, nearly linear in 1 - x, above: 7 steps from the leading terms leave less than rounding.
+    Both to 1e-14 of themselves, as far as v determines them. Closed forms for m = 1 and 2; else Newton's method, in log x
+    below v = 1/2 and for `sqrt(1 - v)`, nearly linear in 1 - x, above: 7 steps from the leading terms leave less than
+    rounding.
     """
     if m == 1:
         rest = (1 - v).sqrt()
@@ -56,13 +57,14 @@ def _third(v: Tensor, rest: Tensor) -> Tensor:
 class Rambo(PhaseSpace):
     """RAMBO on diet (Plaetzer, 1308.2922): uniform in massless phase space, for any masses and any n >= 2.
 
-    Particle i leaves the system of particles i, i + 1, ... isotropically. With `K = M - (sum of the masses in it)` of
-    these systems, `x_i = (K_(i+1) / K_i)^2` follows `u = (m + 1) x^m - m x^(m+1)`, m = n - 1 - i, for i = 1 .. n - 2. Coordinates:
-    these n - 2 numbers, then `((1 + cos theta) / 2, phi / 2 pi)` of each of the n - 1 decays, in the rest frame of what decays.
+    Particle i leaves the system of particles i, i + 1, ... isotropically. With `K = M - (sum of the masses in it)` of these
+    systems, `x_i = (K_(i+1) / K_i)^2` follows `u = (m + 1) x^m - m x^(m+1)`, m = n - 1 - i, for i = 1 .. n - 2.
+    Coordinates: these n - 2 numbers, then `((1 + cos theta) / 2, phi / 2 pi)` of each of the n - 1 decays, in the rest
+    frame of what decays.
 
     Massless: `|dPhi_n/du| = (pi/2)^(n-1) (2 pi)^(4-3n) E^(2n-4) / ((n-1)! (n-2)!)`. Massive: that with `K_1` for E, times
-    `prod_(i<n) rho(M_i, M_(i+1), m_i) / rho(K_i, K_(i+1), 0)  prod_(1<i<n) M_i / K_i`, with rho the momentum of either particle
-    of a two-body decay over the mass of what decays.
+    `prod_(i<n) rho(M_i, M_(i+1), m_i) / rho(K_i, K_(i+1), 0)  prod_(1<i<n) M_i / K_i`, with rho the momentum of either
+    particle of a two-body decay over the mass of what decays.
     """
 
     def build(self, masses: tuple[float, ...]) -> PhaseSpaceMap:
