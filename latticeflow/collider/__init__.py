@@ -3,10 +3,11 @@
 from .cuts import Cuts
 from .phase_space import PhaseSpace, PhaseSpaceMap, phase_spaces
 from .processes import Process, process, processes
-from .target import MatrixElement
+from .target import Event, MatrixElement
 
 __all__ = [
     "Cuts",
+    "Event",
     "MatrixElement",
     "PhaseSpace",
     "PhaseSpaceMap",

@@ -161,7 +161,7 @@ class MatrixElement(Hypercube):
 
     def momenta(self, u: Tensor) -> Tensor:
         """Outgoing momenta `[batch, n, 4]` in the laboratory, float64."""
-        return self._outgoing(self.generate(u))
+        return self.outgoing(self.generate(u))
 
     def channel_weights(self, u: Tensor) -> Tensor:
         """Probabilities of the pairs of partons in `Process.channels` in each event, `[batch, K]`; 1 without hadrons."""
@@ -188,11 +188,13 @@ class MatrixElement(Hypercube):
             found[inside] = squared.log() + chosen.log_jac + self._log_flux(chosen.energy)
         return found.to(u.dtype)
 
-    def _outgoing(self, event: Event) -> Tensor:
+    def outgoing(self, event: Event) -> Tensor:
+        """Its outgoing momenta in the laboratory, `[batch, n, 4]`."""
         return event.laboratory[:, len(self.process.incoming) :]
 
     def _passes(self, event: Event) -> Tensor:
-        return self.cuts.passes(self._outgoing(event), event.energy)
+        reached = event.log_jac != -torch.inf  # a map may leave points without an event
+        return reached & self.cuts.passes(self.outgoing(event), event.energy)
 
     def _log_flux(self, energy: Tensor) -> Tensor:
         if len(self.process.incoming) == 1:
@@ -228,7 +230,7 @@ class MatrixElement(Hypercube):
         counts: dict[str, int] = {}
         for u in self.flat(n):
             event = self.generate(u)
-            for name, passes in self.cuts.each(self._outgoing(event), event.energy).items():
+            for name, passes in self.cuts.each(self.outgoing(event), event.energy).items():
                 counts[name] = counts.get(name, 0) + int(passes.sum())
         alone = [
             f"{name} = {self.cuts.bounds[name]} leaves {k / n:.3g} of them" for name, k in counts.items()

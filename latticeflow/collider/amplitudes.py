@@ -1,0 +1,213 @@
+"""Tree amplitudes of gluons, and of a quark line with gluons, ordered in colour: recursion, spinors, sums over colours.
+
+Conventions of Dixon (hep-ph/9601359): generators with `tr T_a T_b = delta_ab`, coupling constants taken out, all momenta
+outgoing and massless. Vectors are `[..., 4]`, components (t, x, y, z), complex128 where polarisations are.
+"""
+
+import math
+from functools import lru_cache
+from itertools import permutations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Word = tuple[int, ...]
+
+
+def lorentz(a: Tensor, b: Tensor) -> Tensor:
+    """`a.b` with the metric (+, -, -, -), bilinear (nothing is conjugated)."""
+    return a[..., 0] * b[..., 0] - (a[..., 1:] * b[..., 1:]).sum(-1)
+
+
+def polarisations(p: Tensor) -> Tensor:
+    """Both circular polarisations of physical massless momenta `[..., 4]`, `[2, ..., 4]`: transverse, without a time
+    component.
+
+    `eps_+- = (e_theta +- i e_phi) / sqrt(2)`, `eps_+ . eps_- = -1`.
+    """
+    across = torch.hypot(p[..., 1], p[..., 2])
+    length = torch.hypot(across, p[..., 3])
+    off = across > 0
+    safe = torch.where(off, across, 1)
+    cos_phi = torch.where(off, p[..., 1] / safe, 1)
+    sin_phi = torch.where(off, p[..., 2] / safe, 0)
+    cos, sin = p[..., 3] / length, across / length
+    zero = torch.zeros_like(cos)
+    theta = torch.stack([zero, cos * cos_phi, cos * sin_phi, -sin], -1)
+    azimuth = torch.stack([zero, -sin_phi, cos_phi, zero], -1)
+    return torch.stack([torch.complex(theta, azimuth), torch.complex(theta, -azimuth)]) / math.sqrt(2)
+
+
+class Currents:
+    """Off-shell currents of ordered gluons, `J(1, ..., n)` (Berends and Giele, Nucl. Phys. B306 (1988) 759).
+
+        P^2 J(1..n) = sum_i [J(1..i), J(i+1..n)] / sqrt(2) + sum_(i<j) {J(1..i), J(i+1..j), J(j+1..n)},
+        [A, B]    = 2 (P_B.A) B - 2 (P_A.B) A + (A.B) (P_A - P_B),
+        {A, B, C} = (A.C) B - (B.C) A / 2 - (A.B) C / 2
+
+    k `[..., n, 4]`: outgoing momenta, real; eps `[..., n, 4]`: their polarisations; batch dimensions are broadcast.
+    """
+
+    def __init__(self, k: Tensor, eps: Tensor):
+        self.k, self.eps = k, eps
+        self.found: dict[Word, Tensor] = {}
+
+    def momentum(self, word: Word) -> Tensor:
+        return self.k[..., list(word), :].sum(-2)
+
+    def current(self, word: Word) -> Tensor:
+        """`J(word)`, `[..., 4]`."""
+        if word not in self.found:
+            if len(word) == 1:
+                self.found[word] = self.eps[..., word[0], :]
+            elif word[::-1] in self.found:  # J(n..1) = (-1)^(n+1) J(1..n)
+                self.found[word] = self.found[word[::-1]] * (-1) ** (len(word) + 1)
+            else:
+                p = self.momentum(word)
+                self.found[word] = self.source(word) / lorentz(p, p)[..., None]
+        return self.found[word]
+
+    def source(self, word: Word) -> Tensor:
+        """`P^2 J(word)`, which exists on the mass shell as well."""
+        total: Tensor | float = 0.0
+        for i in range(1, len(word)):
+            left, right = word[:i], word[i:]
+            a, b, p, q = self.current(left), self.current(right), self.momentum(left), self.momentum(right)
+            three = 2 * lorentz(q, a)[..., None] * b - 2 * lorentz(p, b)[..., None] * a
+            total = total + (three + lorentz(a, b)[..., None] * (p - q)) / math.sqrt(2)
+            for j in range(i + 1, len(word)):
+                b, c = self.current(word[i:j]), self.current(word[j:])
+                total = total + lorentz(a, c)[..., None] * b
+                total = total - (lorentz(b, c)[..., None] * a + lorentz(a, b)[..., None] * c) / 2
+        assert isinstance(total, Tensor)
+        return total
+
+    def amplitude(self, word: Word) -> Tensor:
+        """The ordered amplitude of these gluons, `[...]`, up to a phase: `P^2 J(first..) . eps_last`, on the mass shell."""
+        return lorentz(self.source(word[:-1]), self.current(word[-1:]))
+
+
+def spinors(p: Tensor) -> Tensor:
+    """Right-handed two-spinors of physical massless momenta `[..., 4]`, `[..., 2]` with `lambda lambda^+ = E + p.sigma`."""
+    z, across = p[..., 3], torch.complex(p[..., 1], p[..., 2])
+    large = (p[..., 1:].square().sum(-1).sqrt() + z.abs()).sqrt()
+    large = large.to(across.dtype)
+    up = torch.stack([large, across / large], -1)
+    down = torch.stack([across.conj() / large, large], -1)
+    return torch.where((z >= 0)[..., None], up, down)
+
+
+def products(p: Tensor) -> Tensor:
+    """Spinor products `<ij> = lambda_i^1 lambda_j^2 - lambda_i^2 lambda_j^1` of momenta `[..., n, 4]`, `[..., n, n]`;
+    `|<ij>|^2 = 2 p_i.p_j`.
+
+    Incoming particles come with their physical momenta: a common phase of all Parke-Taylor denominators is left out.
+    """
+    s = spinors(p)
+    both = s[..., :, None, 0] * s[..., None, :, 1]
+    return both - both.transpose(-1, -2)
+
+
+def sigma(a: Tensor, bar: bool = False) -> Tensor:
+    """`a_mu sigma^mu = a^0 - a.sigma` of vectors `[..., 4]`, `[..., 2, 2]`; `bar`: `a^0 + a.sigma`."""
+    a = a.to(torch.complex128)
+    t, x, y, z = a.unbind(-1)
+    if not bar:
+        x, y, z = -x, -y, -z
+    return torch.stack([torch.stack([t + z, x - 1j * y], -1), torch.stack([x + 1j * y, t - z], -1)], -2)
+
+
+def vector(row: Tensor, column: Tensor) -> Tensor:
+    """`row sigma^mu column` of two-spinors `[..., 2]`, `[..., 4]` (contravariant)."""
+    a, b, c, d = row[..., 0], row[..., 1], column[..., 0], column[..., 1]
+    return torch.stack([a * c + b * d, a * d + b * c, 1j * (b * c - a * d), a * c - b * d], -1)
+
+
+class QuarkLine:
+    """A right-handed quark that leaves with its antiquark and ordered gluons: `J^mu = ubar(q) ... gamma^mu ... v(qbar)`.
+
+    The gluons of `word` stand between quark and antiquark; those up to a place leave before the vector boson that couples to
+    `J^mu`, the others behind it. `ubar(q; w) = -(1/sqrt 2) sum_(w = w1 w2) ubar(q; w1) Jslash(w2) Kslash / K^2` with K
+    the momentum of q and w, the antiquark's likewise from the other side with the opposite sign. q, qbar `[..., 4]`."""
+
+    def __init__(self, q: Tensor, qbar: Tensor, gluons: Currents):
+        self.ends, self.gluons = (q, qbar), gluons
+        self.found: dict[tuple[int, Word], Tensor] = {(0, ()): spinors(q).conj(), (1, ()): spinors(qbar)}
+
+    def _end(self, side: int, word: Word) -> Tensor:
+        if (side, word) not in self.found:
+            k = self.ends[side] + self.gluons.momentum(word)
+            inner: Tensor | float = 0.0
+            for i in range(len(word)):
+                if side == 0:
+                    matrix = sigma(self.gluons.current(word[i:]))
+                    inner = inner + torch.einsum("...a,...ab->...b", self._end(0, word[:i]), matrix)
+                else:
+                    matrix = sigma(self.gluons.current(word[: len(word) - i]))
+                    inner = inner + torch.einsum(
+                        "...ab,...b->...a", matrix, self._end(1, word[len(word) - i :])
+                    )
+            matrix = sigma(k, bar=True) * (2 * side - 1) / (math.sqrt(2) * lorentz(k, k))[..., None, None]
+            equation = "...a,...ab->...b" if side == 0 else "...b,...ab->...a"
+            assert isinstance(inner, Tensor)
+            self.found[side, word] = torch.einsum(equation, inner, matrix)
+        return self.found[side, word]
+
+    def current(self, word: Word) -> Tensor:
+        """`J^mu`, `[..., 4]`: conserved, and 0 where a polarisation is its gluon's momentum."""
+        total: Tensor | float = 0.0
+        for i in range(len(word) + 1):
+            total = total + vector(self._end(0, word[:i]), self._end(1, word[i:]))
+        assert isinstance(total, Tensor)
+        return total
+
+
+@lru_cache
+def generators() -> np.ndarray:
+    """Gell-Mann's matrices over sqrt(2), `[8, 3, 3]`: `tr T_a T_b = delta_ab`."""
+    found = np.zeros((8, 3, 3), complex)
+    for a, (i, j) in {0: (0, 1), 3: (0, 2), 5: (1, 2)}.items():
+        found[a, i, j] = found[a, j, i] = 1
+        found[a + 1, i, j], found[a + 1, j, i] = -1j, 1j
+    found[2] = np.diag([1, -1, 0])
+    found[7] = np.diag([1, 1, -2]) / math.sqrt(3)
+    return found / math.sqrt(2)
+
+
+@lru_cache
+def line_colours(gluons: int) -> tuple[list[Word], np.ndarray]:
+    """Orders of gluons on a quark line and `sum_colours tr(T_a1 .. T_an (T_b1 .. T_bn)^+)`, real `[n!, n!]`."""
+    words, t = list(permutations(range(gluons))), generators()
+    chain = np.eye(3, dtype=complex)[None]
+    for _ in range(gluons):
+        chain = np.einsum("xij,ajk->xaik", chain, t).reshape(-1, 3, 3)
+    chain = chain.reshape(*(8,) * gluons, 9)
+    rows = []
+    for word in words:  # the axis of gluon g is the place where g stands in the chain
+        places = [word.index(g) for g in range(gluons)]
+        rows.append(chain.transpose(*places, gluons).reshape(-1))
+    return words, np.array([[np.vdot(b, a).real for b in rows] for a in rows])
+
+
+@lru_cache
+def ring_colours(gluons: int) -> tuple[list[Word], np.ndarray]:
+    """Orders of the gluons between the first and the last, and the sum over colours of products of their factors,
+    `[(n-2)!]^2`.
+
+    The factors are `(F_s2 .. F_s(n-1))_(1 n)` with `(F_a)_bc = i sqrt(2) f_bac`: the amplitude is `sum_s factor(s) A(1,
+    s, n)`, exactly (Del Duca, Dixon, Maltoni, hep-ph/9910563)."""
+    t = generators()
+    bracket = np.einsum("aij,bjk->abik", t, t)
+    structure = np.einsum("abik,cki->abc", bracket - bracket.transpose(1, 0, 2, 3), t)  # tr([T_a, T_b] T_c)
+    f = structure.transpose(1, 0, 2)  # (F_a)_bc = tr([T_b, T_a] T_c)
+    middle = gluons - 2
+    chain = np.eye(8, dtype=complex)
+    for _ in range(middle):
+        chain = np.einsum("...b,abc->...ac", chain, f)
+    words = list(permutations(range(1, gluons - 1)))
+    rows = []
+    for word in words:
+        places = [1 + word.index(g) for g in range(1, gluons - 1)]
+        rows.append(chain.transpose(0, *places, gluons - 1).reshape(-1))
+    return words, np.array([[np.vdot(b, a).real for b in rows] for a in rows])
