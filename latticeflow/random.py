@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     METROPOLIS = 5  # accept/reject, one stream a block
     ANALYSIS = 6  # bootstrap and the like
     DATA = 7  # configurations of a training step that learns from an ensemble
+    UNWEIGHT = 8  # which draws are kept, and which colours events are written with; one stream a block
 
 
 def stream(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:

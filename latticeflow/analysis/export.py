@@ -16,6 +16,7 @@ from ..observables import Primary, observables
 from ..run import Run
 from ..store import Ensemble
 from ..store.hdf5 import create_h5
+from .export_events import SUFFIXES, event_suffix, write_events
 from .export_nersc import NERSC, require_su3, write_folder
 from .export_rows import Columns, Rows
 from .series import Series, open_ensemble
@@ -27,8 +28,11 @@ def export_run(
     sampler: str = "flow",
     proposals: bool = False,
     observables: bool = False,
+    events: str = "unweighted",
+    quantile: float = 0.999,
+    maximum: float | None = None,
 ) -> None:
-    """Write an ensemble to `out`: .npz, .h5 or .hdf5 (no compression, no checksums), .json.gz for pyerrors, .nersc.
+    """Write an ensemble to `out`: .npz, .h5 or .hdf5 (no compression, no checksums), .json.gz for pyerrors, .nersc, events.
 
     In .npz and HDF5, one row an entry of the chains: `x` `[n, *event_shape]`, `log_prob` `[n]`, and int64 `chain`
     and `step` `[n]`. Of a flow that is the exact selection by Metropolis: configurations repeat as it does, and
@@ -48,15 +52,22 @@ def export_run(
 
     .nersc: a folder of NERSC's gauge archive, one file a row (`export_nersc.write_folder`), SU(3) in four dimensions alone.
 
+    .lhe and .hepmc, compressed with .gz behind: events of a matrix element (`export_events.write_events`), `events` being
+    unweighted, with the `quantile` of the weights or `maximum` as w_max, weighted, or metropolis (`analysis.events.Events`).
+
     Raises `InputError` for another suffix, a file that exists, an ensemble that is empty or missing, proposals as
-    pyerrors' Obs, no pyerrors, or other fields in NERSC's format; `WriteFailed` where the disk refuses, and nothing is left.
+    pyerrors' Obs, no pyerrors, other fields in NERSC's format, and what `write_events` raises; `WriteFailed` where the disk
+    refuses, and nothing is left.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     out = Path(out)
-    _check(out, proposals)
+    _check(out, proposals, observables)
     if out.suffix == NERSC:
         require_su3(out, run)
     ensemble = open_ensemble(run, sampler)
+    if event_suffix(out):
+        write_events(out, run, ensemble, events, quantile, maximum)
+        return
     record = {**ensemble.record, "origin": ensemble.origin}
     if out.name.endswith(_PYERRORS):
         text = _obs(run, ensemble, {"deck": run.deck.toml(), "ensemble": record})
@@ -91,12 +102,19 @@ def _require_new(out: Path) -> None:
         raise InputError(f"export to {out}: there is no folder {out.parent}")
 
 
-def _check(out: Path, proposals: bool) -> None:
-    if out.suffix not in (*_WRITERS, NERSC) and not out.name.endswith(_PYERRORS):
+def _check(out: Path, proposals: bool, observables: bool) -> None:
+    events = event_suffix(out)
+    if out.suffix not in (*_WRITERS, NERSC) and not out.name.endswith(_PYERRORS) and not events:
         raise InputError(
-            f"export to {out}: suffix '{out.suffix}'; expected .npz, .h5 or .hdf5, .json.gz for pyerrors, or .nersc"
+            f"export to {out}: suffix '{out.suffix}'; expected .npz, .h5 or .hdf5, .json.gz for pyerrors, .nersc, or of "
+            f"events {', '.join(SUFFIXES)}"
         )
     _require_new(out)
+    if events and (proposals or observables):
+        raise InputError(
+            f"export to {out}: events are neither raw proposals nor observables; choose with --events, or export to "
+            ".npz or .h5"
+        )
     if not out.name.endswith(_PYERRORS):
         return
     if proposals:

@@ -34,6 +34,24 @@ class WeightSummary:
     log_z_error: float
     largest_share: float
 
+    @property
+    def z(self) -> float:
+        """Z itself, `<w>`: of a matrix element the cross section."""
+        return float(np.exp(self.log_z))
+
+    @property
+    def z_error(self) -> float:
+        return self.z * self.log_z_error
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the weights over their mean, zeros included: `sqrt(1 / ess - 1)`."""
+        return float(np.sqrt(max(0.0, 1 / self.ess - 1)))
+
+    @property
+    def deviation_error(self) -> float:
+        return self.ess_error / (2 * self.deviation * self.ess**2) if self.deviation else 0.0
+
     def __str__(self) -> str:
         return f"ESS {bracket(self.ess, self.ess_error)} at N = {self.n:,}"
 

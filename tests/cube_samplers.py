@@ -1,0 +1,100 @@
+"""Targets on the unit cube and samplers of them whose weights are known, for the tests of events."""
+
+import numpy as np
+import torch
+
+from latticeflow.collider import process
+from latticeflow.observables import observables
+from latticeflow.random import Purpose
+from latticeflow.samplers.base import Draws, Sampler, SamplerSpec, samplers
+from latticeflow.store import Ensemble
+from latticeflow.targets import targets
+
+torch.set_num_threads(1)
+
+
+class Power(Sampler):
+    """Draws of which the first coordinate has the density `power u^(power - 1)`, the others uniform ones."""
+
+    own_density = any_density = True
+
+    def __init__(self, target, spec):
+        self.target, self.spec = target, spec
+
+    def draw(self, state, n, rng):
+        u = rng.random((n, self.target.dim))
+        u[:, 0] **= 1 / self.spec.power
+        x = torch.from_numpy(u)
+        log_prob = self.target.log_prob(x).numpy()
+        return Draws(x, log_prob, log_prob - self.log_q(x).numpy()), None
+
+    def log_q(self, x):
+        return np.log(self.spec.power) + (self.spec.power - 1) * x[:, 0].log()
+
+
+class PowerSpec(SamplerSpec):
+    block: int = 2048
+    streams: int = 0
+    power: float = 1.0
+
+    def build(self, target, flow=None, device="cpu"):
+        return Power(target, self)
+
+
+@samplers.add("test_flat")
+class FlatSpec(PowerSpec):
+    pass
+
+
+@samplers.add("test_power")
+class OtherSpec(PowerSpec):
+    power: float = 1.6
+
+
+def draw(run, kind, blocks, seed=5, **settings):
+    """What `latticeflow sample` does, on one rank; the ensemble."""
+    spec = samplers.find(kind)(**settings)
+    target = run.deck.target
+    sampler = spec.build(target)
+    ensemble = Ensemble.create(
+        run.ensemble(kind),
+        sampler=kind,
+        settings=spec.model_dump(mode="json"),
+        target=targets.table(target),
+        seed=seed,
+        weights=None,
+        chains=0,
+        interacting=False,
+        weighted=True,
+    )
+    for stream in range(blocks):
+        if (stream, 0) not in ensemble.present:
+            drawn, _ = sampler.draw(None, spec.block, ensemble.generator(Purpose.DRAW, stream, 0))
+            ensemble.write(stream, 0, drawn, None, seconds=0.25)
+    return ensemble
+
+
+def _in_cube(target):
+    return None if target.measure == "hypercube" else "a test's, of the unit cube"
+
+
+@observables.primary("test_u0", "u₀", "u_0", _in_cube)
+def u0(target, x):
+    """The first coordinate."""
+    return x[:, 0]
+
+
+@process("test_flat_three", incoming=(11, -11), outgoing=(1, -1, 21))
+def flat_three(p):
+    """|M|^2 = 1: the cross section is the volume of phase space times the flux."""
+    return torch.ones_like(p[:, 0, 0])
+
+
+@process("test_gluons", incoming=(21, 21), outgoing=(21, 21, 21))
+def gluons(p):
+    return 1 + p[:, 2, 1].square() / p[:, 0, 0].square()
+
+
+@process("test_decay", incoming=(13,), outgoing=(11, -12, 14), masses=(0.000511, 0.0, 0.0))
+def decay(p):
+    return torch.ones_like(p[:, 0, 0])

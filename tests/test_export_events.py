@@ -1,0 +1,288 @@
+"""Event files, read back by pylhe and pyhepmc: momenta, weights, beams, colours and the cross section are what was drawn."""
+
+import gzip
+import math
+from contextlib import contextmanager
+
+import numpy as np
+import pyhepmc
+import pylhe
+import pytest
+import torch
+from cube_samplers import draw
+
+from latticeflow.analysis import export_events
+from latticeflow.analysis.events import Events
+from latticeflow.analysis.export import export_run
+from latticeflow.analysis.series import open_ensemble
+from latticeflow.collider.colour_flow import FIRST, colour_flow
+from latticeflow.config import Deck
+from latticeflow.errors import InputError, WriteFailed
+from latticeflow.run import Run
+
+ENERGY = 91.2
+
+
+def make_run(tmp_path, process, energy=ENERGY, **target):
+    deck = {
+        "name": process.replace("_", "-"),
+        "seed": 1,
+        "target": {
+            "kind": "matrix_element",
+            "process": process,
+            "energy": energy,
+            "phase_space": "rambo",
+            **target,
+        },
+    }
+    return Run.create(Deck.parse(deck), tmp_path / "run")
+
+
+@pytest.fixture
+def run(tmp_path):
+    found = make_run(tmp_path, "test_flat_three")
+    draw(found, "test_power", 3, block=512)
+    return found
+
+
+def momenta(event):
+    return np.array([[q.e, q.px, q.py, q.pz] for q in event.particles])
+
+
+@pytest.mark.parametrize("suffix", [".lhe", ".lhe.gz"])
+@pytest.mark.parametrize("mode", ["unweighted", "weighted", "metropolis"])
+def test_les_houches(run, tmp_path, suffix, mode):
+    out = tmp_path / f"events{suffix}"
+    export_run(run, out, "test_power", events=mode, quantile=0.8)
+    assert (out.read_bytes()[:2] == b"\x1f\x8b") == suffix.endswith("gz")
+    file = pylhe.LHEFile.fromfile(out)
+    found = list(file.events)
+    target = run.deck.target
+    events = Events(open_ensemble(run, "test_power"), target, mode, 0.8)
+    x = np.concatenate([piece for _, piece, _ in events.pieces()])
+    weight = np.concatenate([w for _, _, w in events.pieces()])
+    assert len(found) == events.n == len(x)
+    init = file.init.initInfo
+    assert (init.beamA, init.beamB, init.energyA, init.energyB) == (11, -11, ENERGY / 2, ENERGY / 2)
+    (process,) = file.init.procInfo
+    assert (process.xSection, process.error) == (events.z, events.z_error)
+    # the volume of phase space of three massless particles at 91.2 GeV, times the flux
+    exact = 1.0478523537 * 389379372.1 / (2 * ENERGY**2)
+    assert process.xSection == pytest.approx(exact, abs=4 * process.error)
+    assert 0 < process.error < 0.05 * exact
+    weights = np.array([event.eventinfo.weight for event in found])
+    if mode == "metropolis":
+        assert init.weightingStrategy == 3 and process.unitWeight == 1 and (weights == 1).all()
+    else:
+        assert init.weightingStrategy == 4 and process.unitWeight == weights.max() == events.largest
+        np.testing.assert_array_equal(weights, weight)
+        assert weights.mean() == pytest.approx(process.xSection, rel=1e-12)
+        assert weights.max() > weights.min()
+    p = np.array([momenta(event) for event in found])
+    np.testing.assert_allclose(p, target.event(torch.from_numpy(x))[0].numpy(), rtol=1e-14, atol=1e-14)
+    np.testing.assert_allclose(p[:, :2].sum(1), p[:, 2:].sum(1), atol=1e-11)
+    for event in found:
+        assert [q.id for q in event.particles] == [11, -11, 1, -1, 21]
+        assert [q.status for q in event.particles] == [-1, -1, 1, 1, 1]
+        assert [(q.mother1, q.mother2) for q in event.particles] == [(0, 0)] * 2 + [(1, 2)] * 3
+        assert [(q.color1, q.color2) for q in event.particles] == [
+            (0, 0),
+            (0, 0),
+            (501, 0),
+            (0, 502),
+            (502, 501),
+        ]
+        assert event.eventinfo.scale == pytest.approx(ENERGY) and event.eventinfo.pid == 1
+        assert all(q.spin == 9 and q.m == 0 for q in event.particles)
+    assert file.header.extra_elements[0].text.strip() == run.deck.toml().strip()
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("suffix", [".hepmc", ".hepmc.gz"])
+def test_hepmc(run, tmp_path, suffix):
+    out = tmp_path / f"events{suffix}"
+    export_run(run, out, "test_power", quantile=0.8)
+    with pyhepmc.open(out) as file:
+        found = list(file)
+    target = run.deck.target
+    events = Events(open_ensemble(run, "test_power"), target, "unweighted", 0.8)
+    x = np.concatenate([piece for _, piece, _ in events.pieces()])
+    weight = np.concatenate([w for _, _, w in events.pieces()])
+    assert len(found) == events.n
+    p = target.event(torch.from_numpy(x))[0].numpy()
+    for number, event in enumerate(found):
+        beams = sorted(event.beams, key=lambda one: -one.momentum.pz)
+        assert [one.pid for one in beams] == [11, -11] and all(one.status == 4 for one in beams)
+        assert [one.momentum.e for one in beams] == [ENERGY / 2] * 2
+        final = [one for one in event.particles if one.status == 1]
+        assert [one.pid for one in final] == [1, -1, 21] and len(event.vertices) == 1
+        q = np.array([[one.momentum.e, one.momentum.px, one.momentum.py, one.momentum.pz] for one in final])
+        np.testing.assert_allclose(q, p[number, 2:], rtol=1e-13, atol=1e-13)
+        assert event.weights == pytest.approx([weight[number]], rel=1e-14)
+        assert event.run_info.weight_names == ["Weight"]
+        cross = event.cross_section
+        assert cross.xsec() == pytest.approx(events.z, rel=1e-7)  # HepMC writes as many digits
+        assert cross.xsec_err() == pytest.approx(events.z_error, rel=1e-7)
+        assert event.momentum_unit == pyhepmc.Units.GEV and event.event_number == number
+    assert np.mean([event.weights[0] for event in found]) == pytest.approx(events.z, rel=1e-12)
+    assert found[0].run_info.tools[0].name == "latticeflow"
+
+
+def test_unit_weights_and_bytes(run, tmp_path):
+    """At the maximum itself weights are 1; the same events are the same bytes, other blocks are more of them."""
+    names = [tmp_path / f"{i}.lhe.gz" for i in range(3)]
+    export_run(run, names[0], "test_power", quantile=1.0)
+    file = pylhe.LHEFile.fromfile(names[0])
+    assert file.init.initInfo.weightingStrategy == 3
+    assert {event.eventinfo.weight for event in file.events} == {1.0}
+    export_run(run, names[1], "test_power", quantile=1.0)
+    assert names[0].read_bytes() == names[1].read_bytes()
+    export_run(run, names[2], "test_power", maximum=file.init.procInfo[0].xSection)
+    assert gzip.decompress(names[2].read_bytes()).count(b"<event>") > len(
+        list(pylhe.LHEFile.fromfile(names[0]).events)
+    )
+
+
+def test_a_decay(tmp_path):
+    run = make_run(tmp_path, "test_decay", energy=0.1056583745)
+    draw(run, "test_flat", 2, block=512)
+    export_run(run, tmp_path / "decay.lhe", "test_flat")
+    export_run(run, tmp_path / "decay.hepmc", "test_flat")
+    file = pylhe.LHEFile.fromfile(tmp_path / "decay.lhe")
+    init = file.init.initInfo
+    assert (init.beamA, init.beamB, init.energyA, init.energyB) == (13, 0, 0.1056583745, 0)
+    first = next(iter(file.events))
+    assert [(q.id, q.status, q.mother1) for q in first.particles] == [
+        (13, -1, 0),
+        (11, 1, 1),
+        (-12, 1, 1),
+        (14, 1, 1),
+    ]
+    assert [q.m for q in first.particles] == [0.1056583745, 0.000511, 0, 0]
+    assert all(q.color1 == q.color2 == 0 for q in first.particles)
+    with pyhepmc.open(tmp_path / "decay.hepmc") as events:
+        event = next(iter(events))
+        assert [one.pid for one in event.beams] == [13] and event.cross_section is None
+
+
+def singlet(ids, incoming, tags):
+    """Every tag connects a colour with an anticolour, as if all were outgoing, and particles carry what they may."""
+    out = np.where(np.arange(len(ids))[:, None] < incoming, tags[:, ::-1], tags)
+    colours, antis = sorted(t for t in out[:, 0] if t), sorted(t for t in out[:, 1] if t)
+    assert colours == antis == list(range(FIRST, FIRST + len(colours)))
+    for at, (code, pair) in enumerate(zip(ids, tags)):
+        wanted = {21: (True, True)}.get(
+            code, (0 < code <= 6, -6 <= code < 0) if abs(code) <= 6 else (False, False)
+        )
+        assert (pair[0] > 0, pair[1] > 0) == wanted, (at, code, pair)
+        assert not (code == 21 and pair[0] == pair[1])
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        (11, -11, 1, -1),
+        (11, -11, 2, -2, 21, 21),
+        (21, 21, 21, 21),
+        (21, 21, 21, 21, 21),
+        (2, -2, 11, -11),
+        (-1, 1, 22, 22),
+        (21, 1, 21, 1),
+        (1, 2, 1, 2, 21),
+        (2212, 2212, 22, 22),
+    ],
+)
+def test_colours_are_singlets(ids):
+    rng = np.random.default_rng(3)
+    p = rng.normal(size=(50, len(ids), 4))
+    p[..., 0] = np.sqrt(np.square(p[..., 1:]).sum(-1))
+    tags = colour_flow(ids, 2, p, rng.random(50))
+    for one in tags:
+        singlet(ids, 2, one)
+
+
+def test_colour_orders_follow_the_poles():
+    """q qbar g g: shares of the two orders by hand; what is no singlet is refused."""
+    rng, n = np.random.default_rng(4), 20_000
+    p = rng.normal(size=(1, 6, 4))
+    p[..., 0] = np.sqrt(np.square(p[..., 1:]).sum(-1))
+    s = lambda i, j: p[0, i, 0] * p[0, j, 0] - p[0, i, 1:] @ p[0, j, 1:]  # noqa: E731
+    one = 1 / (s(2, 4) * s(4, 5) * s(5, 3))
+    two = 1 / (s(2, 5) * s(5, 4) * s(4, 3))
+    tags = colour_flow((11, -11, 1, -1, 21, 21), 2, np.repeat(p, n, axis=0), rng.random(n))
+    share = (tags[:, 4, 1] == tags[:, 2, 0]).mean()  # gluon 4 next to the quark
+    expected = one / (one + two)
+    assert share == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / n))
+    assert 0.02 < expected < 0.98
+    for bad in [(11, -11, 21, 22), (11, -11, 1, 21), (1, 1, 2, 2, 2)]:
+        with pytest.raises(InputError, match="no colour flow"):
+            colour_flow(bad, 2, np.repeat(p[:, : len(bad)], 2, axis=0), rng.random(2))
+
+
+def test_gluons_both_ways_round(tmp_path):
+    run = make_run(tmp_path, "test_gluons", energy=1000.0)
+    draw(run, "test_flat", 1, block=1024)
+    export_run(run, tmp_path / "g.lhe", "test_flat", events="weighted")
+    seen = set()
+    for event in pylhe.LHEFile.fromfile(tmp_path / "g.lhe").events:
+        tags = np.array([(q.color1, q.color2) for q in event.particles])
+        singlet([21] * 5, 2, tags)
+        seen.add(tags.tobytes())
+    assert len(seen) == 24  # (5 - 1)! orders on a ring
+
+
+def test_what_is_refused(run, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="neither raw proposals nor observables"):
+        export_run(run, tmp_path / "a.lhe", "test_power", proposals=True)
+    with pytest.raises(InputError, match="events = 'every'"):
+        export_run(run, tmp_path / "a.lhe", "test_power", events="every")
+    with pytest.raises(InputError, match="quantile = 2"):
+        export_run(run, tmp_path / "a.lhe", "test_power", quantile=2.0)
+    with pytest.raises(InputError, match=r"suffix '\.root'.*\.hepmc"):
+        export_run(run, tmp_path / "a.root", "test_power")
+    with pytest.raises(InputError, match="there is no folder"):
+        export_run(run, tmp_path / "nowhere" / "a.lhe", "test_power")
+    (tmp_path / "a.lhe").write_text("mine")
+    with pytest.raises(InputError, match="it exists; nothing was changed"):
+        export_run(run, tmp_path / "a.lhe", "test_power")
+    monkeypatch.setattr(export_events, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pylhe is not installed; pip install 'latticeflow\[events\]'"):
+        export_run(run, tmp_path / "b.lhe", "test_power")
+    with pytest.raises(InputError, match="pyhepmc is not installed"):
+        export_run(run, tmp_path / "b.hepmc", "test_power")
+    camel = Run.create(
+        Deck.parse({"name": "camel", "seed": 1, "target": {"kind": "camel", "dimensions": 2}}),
+        tmp_path / "camel",
+    )
+    draw(camel, "test_flat", 1)
+    with pytest.raises(InputError, match="target 'camel' has no events"):
+        export_run(camel, tmp_path / "c.lhe", "test_flat")
+
+
+@pytest.mark.parametrize("suffix", [".lhe", ".lhe.gz", ".hepmc", ".hepmc.gz"])
+def test_a_disk_that_refuses(run, tmp_path, monkeypatch, suffix):
+    """A full disk after some bytes, and a folder that may not be written: an error, and no file is left."""
+    original = export_events._opened
+
+    class Full:
+        def __init__(self, file):
+            self.file, self.left = file, 20_000
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, data):
+            self.left -= len(data)
+            if self.left < 0:
+                raise OSError(28, "No space left on device")
+            return self.file.write(data)
+
+    @contextmanager
+    def full(path, compress):
+        with original(path, compress) as file:
+            yield Full(file)
+
+    monkeypatch.setattr(export_events, "_opened", full)
+    with pytest.raises(WriteFailed, match="No space left"):
+        export_run(run, tmp_path / f"full{suffix}", "test_power", events="weighted")
+    assert not list(tmp_path.glob("*full*")) and not list(tmp_path.glob(".*"))
