@@ -59,17 +59,21 @@ class PhaseSpaceMap:
         return p.to(u.dtype), log_jac.to(u.dtype)
 
     def inverse(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        """p `[batch, n, 4]` in the centre-of-mass frame to `(u, log_jac)`, `log_jac = log |du / dPhi_n|`: minus the forward
-        one.
+        """p `[batch, n, 4]` in the centre-of-mass frame to `(u, log_jac)`, log_jac being minus that of `forward`.
 
-        Only the three-momenta are read: the energies are those of the masses. Raises `InputError` for another shape.
+        `exp(log_jac) = |du/dPhi_n|` is the density of the momenta for uniform u: 0, log_jac = -inf, where the map does not
+        reach. Only the three-momenta are read: the energies are those of the masses. Raises `InputError` for another shape.
         """
         if p.dim() != 3 or p.shape[1:] != (len(self.masses), 4):
             raise InputError(
                 f"phase space: momenta of shape {list(p.shape)}; expected [batch, {len(self.masses)}, 4]"
             )
         u, log_jac = self.coordinates(p.double())
-        return u.to(p.dtype), log_jac.to(p.dtype)
+        reached = ((u > -1e-9) & (u < 1 + 1e-9)).all(
+            1
+        )  # rounding, where one u is a difference of two numbers
+        log_jac = torch.where(reached, log_jac, -torch.inf)
+        return u.clamp(0, 1).to(p.dtype), log_jac.to(p.dtype)
 
 
 def check_masses(kind: str, masses: tuple[float, ...], least: int = 2) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ def power(
     With `a = low + shift`, `r = log(high + shift) - log a`, `k = 1 - exponent`: `x + shift = a exp(r t)` with `t = u` for k
     = 0, else `t = log(1 + u (exp(k r) - 1)) / (k r)`.
     """
-    a = low + shift
+    a = torch.maximum(low + shift, 1e-30 * high)
     r = ((high - low) / a).log1p()
     k = 1 - exponent
     if k == 0:
@@ -30,7 +30,7 @@ def power_inverse(
     x: Tensor, low: Tensor, high: Tensor, exponent: float, shift: float | Tensor = 0.0
 ) -> tuple[Tensor, Tensor]:
     """u of x, and `log dx/du` as `power` gives it."""
-    a = low + shift
+    a = torch.maximum(low + shift, 1e-30 * high)
     r = ((high - low) / a).log1p()
     step = ((x - low) / a).log1p()
     k = 1 - exponent

@@ -1,5 +1,4 @@
-"""Massless n-body phase space in transverse momenta and rapidities along the beam: what jets are made of in hadron
-collisions."""
+"""Massless n-body phase space in transverse momenta and rapidities along the beam, for jets of hadron collisions."""
 
 import math
 from itertools import permutations
