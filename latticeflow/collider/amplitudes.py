@@ -5,7 +5,7 @@ outgoing and massless. Vectors are `[..., 4]`, components (t, x, y, z), complex1
 """
 
 import math
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import permutations
 
 import numpy as np
@@ -70,18 +70,17 @@ class Currents:
 
     def source(self, word: Word) -> Tensor:
         """`P^2 J(word)`, which exists on the mass shell as well."""
-        total: Tensor | float = 0.0
+        terms = []
         for i in range(1, len(word)):
             left, right = word[:i], word[i:]
             a, b, p, q = self.current(left), self.current(right), self.momentum(left), self.momentum(right)
             three = 2 * lorentz(q, a)[..., None] * b - 2 * lorentz(p, b)[..., None] * a
-            total = total + (three + lorentz(a, b)[..., None] * (p - q)) / math.sqrt(2)
+            terms.append((three + lorentz(a, b)[..., None] * (p - q)) / math.sqrt(2))
             for j in range(i + 1, len(word)):
                 b, c = self.current(word[i:j]), self.current(word[j:])
-                total = total + lorentz(a, c)[..., None] * b
-                total = total - (lorentz(b, c)[..., None] * a + lorentz(a, b)[..., None] * c) / 2
-        assert isinstance(total, Tensor)
-        return total
+                terms.append(lorentz(a, c)[..., None] * b)
+                terms.append((lorentz(b, c)[..., None] * a + lorentz(a, b)[..., None] * c) / -2)
+        return reduce(torch.add, terms)
 
     def amplitude(self, word: Word) -> Tensor:
         """The ordered amplitude of these gluons, `[...]`, up to a phase: `P^2 J(first..) . eps_last`, on the mass shell."""
@@ -138,29 +137,24 @@ class QuarkLine:
     def _end(self, side: int, word: Word) -> Tensor:
         if (side, word) not in self.found:
             k = self.ends[side] + self.gluons.momentum(word)
-            inner: Tensor | float = 0.0
+            inner = []
             for i in range(len(word)):
                 if side == 0:
                     matrix = sigma(self.gluons.current(word[i:]))
-                    inner = inner + torch.einsum("...a,...ab->...b", self._end(0, word[:i]), matrix)
+                    inner.append(torch.einsum("...a,...ab->...b", self._end(0, word[:i]), matrix))
                 else:
-                    matrix = sigma(self.gluons.current(word[: len(word) - i]))
-                    inner = inner + torch.einsum(
-                        "...ab,...b->...a", matrix, self._end(1, word[len(word) - i :])
-                    )
+                    i = len(word) - i
+                    matrix = sigma(self.gluons.current(word[:i]))
+                    inner.append(torch.einsum("...ab,...b->...a", matrix, self._end(1, word[i:])))
             matrix = sigma(k, bar=True) * (2 * side - 1) / (math.sqrt(2) * lorentz(k, k))[..., None, None]
             equation = "...a,...ab->...b" if side == 0 else "...b,...ab->...a"
-            assert isinstance(inner, Tensor)
-            self.found[side, word] = torch.einsum(equation, inner, matrix)
+            self.found[side, word] = torch.einsum(equation, reduce(torch.add, inner), matrix)
         return self.found[side, word]
 
     def current(self, word: Word) -> Tensor:
         """`J^mu`, `[..., 4]`: conserved, and 0 where a polarisation is its gluon's momentum."""
-        total: Tensor | float = 0.0
-        for i in range(len(word) + 1):
-            total = total + vector(self._end(0, word[:i]), self._end(1, word[i:]))
-        assert isinstance(total, Tensor)
-        return total
+        places = range(len(word) + 1)
+        return reduce(torch.add, [vector(self._end(0, word[:i]), self._end(1, word[i:])) for i in places])
 
 
 @lru_cache

@@ -168,7 +168,7 @@ class MatrixElement(Hypercube):
         event = self.generate(u)
         if event.x is None:
             return torch.ones_like(event.energy)[:, None]
-        found = self._channels(event)
+        found = self._channels(event, event.x)
         total = found.sum(1, keepdim=True)
         return torch.where(
             total > 0, found / total.clamp(min=torch.finfo(found.dtype).tiny), 1 / found.shape[1]
@@ -184,7 +184,9 @@ class MatrixElement(Hypercube):
         found = torch.full_like(event.log_jac, -torch.inf)
         if inside.any():
             chosen = event.take(inside)
-            squared = self._channels(chosen).sum(1) if chosen.x is not None else self._squared(chosen)
+            squared = (
+                self._channels(chosen, chosen.x).sum(1) if chosen.x is not None else self._squared(chosen)
+            )
             found[inside] = squared.log() + chosen.log_jac + self._log_flux(chosen.energy)
         return found.to(u.dtype)
 
@@ -201,10 +203,9 @@ class MatrixElement(Hypercube):
             return -(2 * energy).log()
         return math.log(HBARC2) - (2 * energy.square()).log()
 
-    def _channels(self, event: Event) -> Tensor:
+    def _channels(self, event: Event, x: Tensor) -> Tensor:
         """`f_a f_b |M_ab|^2`, `[batch, K]`."""
-        assert event.x is not None
-        densities = self.process.densities(event.x[:, 0], event.x[:, 1], event.energy.square())
+        densities = self.process.densities(x[:, 0], x[:, 1], event.energy.square())
         return self._squared(event) * densities
 
     def _squared(self, event: Event) -> Tensor:
