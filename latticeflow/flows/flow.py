@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..targets import Target
 from .base import WhiteNoise
 
 
@@ -72,6 +73,9 @@ class Flow(nn.Module):
     @property
     def event_shape(self) -> tuple[int, ...]:
         return self.base.event_shape
+
+    def start_on(self, target: Target, seed: int) -> None:
+        """What is adapted to the target before the first step of training, by streams of `seed`; here nothing."""
 
     @property
     def dtype(self) -> torch.dtype:

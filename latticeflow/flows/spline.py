@@ -4,7 +4,6 @@ Both end with a VEGAS grid and start as it: splines at the identity. The network
 which the marginal densities are flat already.
 """
 
-import math
 from itertools import pairwise
 from typing import ClassVar
 
@@ -23,20 +22,19 @@ from .cube import CubeFlow, GridLayer
 from .flow import Layer
 from .spec import FlowSpec, flows
 
-HARMONICS = 3  # of each conditioning coordinate: what a small network then resolves of its own accord
+BLOBS = 16  # of each coordinate that a network sees
 
 
 def features(y: Tensor, periodic: Tensor) -> Tensor:
-    """Coordinates `[batch, d]` as inputs of a network, `[batch, d, 2 * HARMONICS]`.
+    """Coordinates `[batch, d]` as inputs of a network, `[batch, d, BLOBS]`: one-blob encoding (1808.03856, sec. 4.3).
 
-    On an interval `2 y - 1` and `cos(k pi y)`, k = 1 ... 5; on a circle `cos(2 pi k y)` and `sin(2 pi k y)`, k = 1 ... 3.
+    `exp( -(BLOBS (y - c_j))^2 / 2 )`, `c_j = (j + 1/2) / BLOBS`, the distance being that on a circle where a coordinate is
+    periodic. With it a small network finds edges, such as those of cuts, that it does not find from y itself.
     """
-    k = torch.arange(1, HARMONICS + 1, dtype=y.dtype, device=y.device)
-    turn = 2 * math.pi * y[..., None] * k
-    circle = torch.cat([turn.cos(), turn.sin()], -1)
-    k = torch.arange(1, 2 * HARMONICS, dtype=y.dtype, device=y.device)
-    interval = torch.cat([2 * y[..., None] - 1, (math.pi * y[..., None] * k).cos()], -1)
-    return torch.where(periodic[:, None], circle, interval)
+    centres = (torch.arange(BLOBS, dtype=y.dtype, device=y.device) + 0.5) / BLOBS
+    distance = y[..., None] - centres
+    distance = torch.where(periodic[:, None], distance - distance.round(), distance)
+    return (-0.5 * (BLOBS * distance).square()).exp()
 
 
 class Bank(nn.Module):
@@ -89,7 +87,7 @@ class SplineAutoregressive(Layer):
         rng: np.random.Generator,
     ):
         super().__init__()
-        self.dim, width = dim, 2 * HARMONICS
+        self.dim, width = dim, BLOBS
         self.register_buffer("periodic", torch.tensor([i in periodic for i in range(dim)]), persistent=False)
         k = torch.arange(dim)
         mask = (k[:, None] > k[None, :]).repeat_interleave(width, 1)  # network k sees coordinates before k
@@ -145,7 +143,7 @@ class SplineCoupling(Layer):
         ):
             self.register_buffer(name, value, persistent=False)
         self.numbers = spline.parameters(bins)
-        sizes = [2 * HARMONICS * len(self.seen), *hidden, self.numbers * len(self.moved)]
+        sizes = [BLOBS * len(self.seen), *hidden, self.numbers * len(self.moved)]
         self.bank = Bank(1, sizes, rng)
 
     def _map(self, x: Tensor, step) -> tuple[Tensor, Tensor]:

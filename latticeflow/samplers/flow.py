@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..flows import Flow
+from ..flows.cube import CubeFlow
 from ..precision import DTYPES, double
 from ..random import Purpose, stream
 from ..targets import Target
@@ -122,7 +123,8 @@ class FlowSamplerSpec(SamplerSpec):
     `streams`: 0, one Metropolis chain over all proposals; k, one chain for each of k streams over its own proposals,
     independent of one another. Any rank may draw any block in either case. `density_tolerance`: of a flow that is solved
     in steps, the largest change of log q at twice the resolution that is allowed (over the first 4,096 draws, or as many as
-    there are, of each rank's first block, and 128 of every other); not what identifies an ensemble.
+    there are, of each rank's first block, and 128 of every other); not what identifies an ensemble. `defensive`: of a flow
+    on the unit cube, the share eps of draws by its VEGAS grid alone, `q = (1 - eps) q_flow + eps q_grid` (`flows/cube.py`).
     """
 
     needs_flow: ClassVar[bool] = True
@@ -131,6 +133,7 @@ class FlowSamplerSpec(SamplerSpec):
     compile: bool = False
     streams: int = Field(0, ge=0)
     density_tolerance: float = Field(DENSITY_TOLERANCE, gt=0)
+    defensive: float | None = Field(None, gt=0, lt=1)
     precision: Literal["float32", "float64"] = "float32"
 
     def build(self, target: Target, flow: Flow | None = None, device: str = "cpu") -> FlowSampler:
@@ -138,6 +141,12 @@ class FlowSamplerSpec(SamplerSpec):
             raise InputError(
                 "the flow sampler needs a trained flow: train one first (latticeflow train DECK)"
             )
+        if self.defensive is not None:
+            if not isinstance(flow, CubeFlow):
+                raise InputError(
+                    "sampler.flow.defensive: only flows on the unit cube have a VEGAS grid to fall back on"
+                )
+            flow = flow.defended(self.defensive)
         flow = flow.to(device=device, dtype=DTYPES[self.precision]).eval()
         batch = BATCH if self.batch == "auto" else self.batch
         return FlowSampler(target, flow, batch, self.density_tolerance, self.compile)

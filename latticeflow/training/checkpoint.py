@@ -1,8 +1,9 @@
 """Checkpoints: weights, optimiser, step. Safetensors and JSON only, so that opening a run executes nothing.
 
-`weights/step_00000500/` holds `flow.safetensors`, `optimizer.safetensors` and `state.json`. The
-generator's state is `(seed, step)`: every training step has its own keyed streams. `state.json` records the SHA-256 of
-the other two, so that files changed or swapped since are found when they are read.
+`weights/step_00000500/` holds `flow.safetensors`, `optimizer.safetensors` and `state.json`; `pool.safetensors` where
+training by importance sampling has points left to use. The generator's state is `(seed, step)`: every training step has its
+own keyed streams. `state.json` records the SHA-256 of the other two, so that files changed or swapped since are found when
+they are read.
 """
 
 import hashlib
@@ -52,18 +53,19 @@ def save_checkpoint(
     seed: int,
     settings: TrainSettings,
     state: dict,
+    pool: dict[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write one checkpoint under its final name only when it is whole; then drop all but the last `settings.keep`.
 
-    `state`: what else the training needs to go on, plain values. Raises `WriteFailed` where it cannot be written; nothing
-    of it is left then, and what was there before stays.
+    `state`: what else the training needs to go on, plain values; `pool`: points that are still to be used. Raises
+    `WriteFailed` where it cannot be written; nothing of it is left then, and what was there before stays.
     """
     final = place(weights, step)
     temporary = weights / f".{final.name}.{secrets.token_hex(4)}.tmp"
     record = {"step": step, "seed": seed, "settings": settings.model_dump(mode="json"), **state}
     try:
         temporary.mkdir(parents=True)
-        _write(temporary, flow, optimizer, record)
+        _write(temporary, flow, optimizer, record, pool)
         os.replace(temporary, final)
         sync_folder(weights)
     except (OSError, SafetensorError) as error:
@@ -77,7 +79,13 @@ def save_checkpoint(
     return final
 
 
-def _write(folder: Path, flow: Flow, optimizer: torch.optim.Optimizer, record: dict) -> None:
+def _write(
+    folder: Path,
+    flow: Flow,
+    optimizer: torch.optim.Optimizer,
+    record: dict,
+    pool: dict[str, torch.Tensor] | None,
+) -> None:
     """Fill the folder of a checkpoint and make it durable."""
     moments = {
         f"{index}.{name}": value
@@ -85,7 +93,8 @@ def _write(folder: Path, flow: Flow, optimizer: torch.optim.Optimizer, record: d
         for name, value in values.items()
     }
     hashes = {}
-    for name, tensors in (("flow", flow.state_dict()), ("optimizer", moments)):
+    parts = {"flow": flow.state_dict(), "optimizer": moments} | ({"pool": pool} if pool else {})
+    for name, tensors in parts.items():
         plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         path = folder / f"{name}.safetensors"
         save_file(plain, path)
@@ -195,6 +204,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def load_pool(checkpoint: Path) -> dict[str, torch.Tensor] | None:
+    """The points that a checkpoint was to go on with; None where it has none."""
+    name = "pool.safetensors"
+    return _tensors(Path(checkpoint) / name)[0] if name in _state(checkpoint).get("sha256", {}) else None
+
+
 def latest(weights: Path) -> Path:
     """The newest checkpoint. Raises `InputError` where there is none."""
     found = checkpoints(weights)
@@ -261,3 +276,4 @@ def check_checkpoint(checkpoint: Path) -> None:
     """Read all of a checkpoint. Raises `StoreError` naming a file that is damaged or was edited."""
     for name in ("flow", "optimizer"):
         _tensors(Path(checkpoint) / f"{name}.safetensors")
+    load_pool(checkpoint)

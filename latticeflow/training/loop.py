@@ -22,6 +22,7 @@ from ..threads import threads
 from . import checkpoint as ckpt
 from .data import Configurations, find_data
 from .evaluation import evaluate_all, refine
+from .importance import Pool, renyi
 from .loss import ESTIMATORS, NEED_MEAN, forward
 from .members import of_batch, parameter_groups, require_trainable
 from .parallel import ALONE, Group, broadcast, noise, require_equal_weights, sum_gradients
@@ -132,6 +133,7 @@ class _Training:
         self.first: float | None = None
         self.losses: list[float] = []
         self.data: Configurations | None = None
+        self.pool: Pool | None = None
 
     @property
     def own_steps(self) -> int:
@@ -159,6 +161,9 @@ class _Training:
             self.done, self.seconds = state["step"], state["seconds"]
             self.first, self.losses = state["first_loss"], state["losses"]
             recorded = state.get("data")
+            self.pool = self._stored_pool()
+        elif self.group.root:
+            self.flow.start_on(self.target, self.seed)
         broadcast(list(self.flow.state_dict().values()), self.group)
         if self.done < self.stage.end:
             self._find_data(recorded)
@@ -177,7 +182,7 @@ class _Training:
 
     def _find_data(self, recorded: str | None) -> None:
         """Open the stage's ensemble; `recorded`: the checksum of the data that the checkpoint was trained on."""
-        if self.settings.objective != "reverse":
+        if self.settings.objective in ("forward", "mixed"):
             self.data = find_data(self.settings, self.target, self.seed, self.weights, recorded, self.group)
 
     def save(self) -> None:
@@ -191,9 +196,21 @@ class _Training:
             if self.data is not None:
                 state["data"] = self.data.checksum
             ckpt.save_checkpoint(
-                self.weights, self.done, self.flow, self.optimizer, self.seed, self.whole, state
+                self.weights, self.done, self.flow, self.optimizer, self.seed, self.whole, state, self._left()
             )
         self.good = ckpt.place(self.weights, self.done)
+
+    def _left(self) -> dict[str, torch.Tensor] | None:
+        """The pool, where steps of its window are still to come."""
+        if self.pool is None or self.own_steps % self.settings.window == 0:
+            return None
+        return self.pool.tensors()
+
+    def _stored_pool(self) -> Pool | None:
+        """What `_left` stored with the checkpoint that training goes on from; every rank reads it."""
+        assert self.good is not None
+        tensors = ckpt.load_pool(self.good)
+        return Pool.of(tensors, next(self.flow.parameters())) if tensors else None
 
     def step(self, stop: Callable[[], str | None]) -> None:
         """One optimiser step; first, if one is due or a stop is asked for, the checkpoint of the weights it starts from."""
@@ -230,10 +247,15 @@ class _Training:
     def _gradient(self, asked: bool) -> tuple[float, bool]:
         """Gradient of the whole batch, into `.grad`; its loss, and whether any rank was asked to stop."""
         self.optimizer.zero_grad()
-        reverse = {"reverse": 1.0, "forward": 0.0, "mixed": 1 - self.settings.alpha}[self.settings.objective]
         batch = self.settings.batch_at(self.own_steps)
         part = self.group.share(batch)
-        own = (reverse and self._reverse(reverse, batch, part)) + self._forward(1 - reverse, batch, part)
+        if self.settings.objective == "importance":
+            own = self._importance(batch, part)
+        else:
+            reverse = {"reverse": 1.0, "forward": 0.0, "mixed": 1 - self.settings.alpha}[
+                self.settings.objective
+            ]
+            own = (reverse and self._reverse(reverse, batch, part)) + self._forward(1 - reverse, batch, part)
         loss, asking = sum_gradients(self.flow.parameters(), [own, float(asked)], self.group)
         return loss, asking > 0
 
@@ -260,6 +282,24 @@ class _Training:
         surrogate, value = forward(self.flow, self.target, x, batch)
         (surrogate * weight).backward()
         return float(value) * weight
+
+    def _importance(self, batch: int, part: range) -> float:
+        """This rank's part of a Renyi divergence over the pool, which is drawn anew where its window is over."""
+        settings = self.settings
+        if self.pool is None or self.own_steps % settings.window == 0:
+            self.pool = Pool.draw(
+                self.flow,
+                self.target,
+                settings.pool_at(self.own_steps),
+                seed=self.seed,
+                step=self.done,
+                group=self.group,
+            )
+        rows = self.pool.rows(self.done, batch, part, self.seed)
+        surrogate, value = renyi(self.flow, rows, settings.order_at(self.own_steps), batch, self.group.sum)
+        if part:
+            surrogate.backward()
+        return float(value)
 
     def _progress(self) -> str:
         place = f" in {self.good}" if self.good and not self._unsaved() else ""

@@ -80,9 +80,11 @@ def forward(flow: Flow, target: Target, x: Tensor, batch: int | None = None) -> 
     """Gradient of `-mean log q(x)` over configurations x of the target; the loss is `mean(log p - log q)`.
 
     That loss has the same gradient, and is constant, log Z, where q = p. Of a flow that is one map T of the noise it
-    is the path gradient; of others, such as a mixture over a sign, that of `forward_score`.
+    is the path gradient; of others, such as a mixture over a sign, and on the unit cube, where there is no force, that of
+    `forward_score`.
     """
-    return (forward_path if type(flow).push is Flow.push else forward_score)(flow, target, x, batch)
+    one_map = type(flow).push is Flow.push and target.measure != "hypercube"
+    return (forward_path if one_map else forward_score)(flow, target, x, batch)
 
 
 def forward_score(flow: Flow, target: Target, x: Tensor, batch: int | None = None) -> tuple[Tensor, Tensor]:

@@ -6,14 +6,21 @@ from typing import Any
 from ..errors import InputError
 from ..flows import Flow
 from ..flows.conditional import ConditionalFlow, Point
+from ..flows.cube import CubeFlow
 from ..targets import Target
 from .settings import TrainSettings
 
 
 def require_trainable(flow: Flow, settings: TrainSettings) -> None:
     """Raise `InputError` for an objective or an estimator that the flow cannot have: of a conditional flow one that needs
-    configurations, which an ensemble has of one coupling only; of a flow without a density at given x one that needs that.
+    configurations, which an ensemble has of one coupling only; of a flow without a density at given x one that needs that;
+    of a flow on the unit cube the reverse divergence.
     """
+    if isinstance(flow, CubeFlow) and settings.objective in ("reverse", "mixed"):
+        raise InputError(
+            f"train.objective = '{settings.objective}' of a flow on the unit cube: with cuts the reverse divergence is "
+            "infinite. Use objective = 'importance'"
+        )
     if isinstance(flow, ConditionalFlow):
         if settings.objective == "reverse":
             return require_trainable(flow.flow, settings)
@@ -22,7 +29,7 @@ def require_trainable(flow: Flow, settings: TrainSettings) -> None:
             "Use objective = 'reverse', which needs none"
         )
     needs = settings.objective if settings.objective != "reverse" else settings.estimator
-    if not flow.any_density and needs in ("forward", "mixed", "log_variance"):
+    if not flow.any_density and needs in ("forward", "mixed", "log_variance", "importance"):
         key = "estimator" if needs == "log_variance" else "objective"
         raise InputError(
             f"train.{key} = '{needs}' of {type(flow).__name__}: it has no density at given x, its weights are those of "

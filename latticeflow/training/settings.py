@@ -3,6 +3,7 @@
 import math
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from ..errors import InputError
@@ -36,6 +37,11 @@ class TrainSettings(Spec):
     (1 - alpha) reverse, `batch` of either. `thin`: of each of its chains every thin-th step is used. `augment`: every
     configuration is moved by a random translation, reflection and rotation of the lattice, and half of them by phi -> -phi.
 
+    "importance": Renyi divergences by importance sampling (`training/importance.py`), which is what flows on the unit cube
+    are trained by: no derivative of the integrand, and cuts do no harm. `order` of the divergence: a number, or
+    `[[fraction, order], ...]`, straight lines between; 1 is the forward KL divergence, 2 the variance of the weights, more
+    looks at their tail. Every `window` steps points are drawn, as many as have each of them used `reuse` times on average.
+
     `stage`: a plan, walked in order (`training/stages.py`). Each stage is a table of these keys, but for `precision`,
     `threads`, `compile` and `keep`; what it does not say is said here (`steps` need not be, where every stage has its own).
     Also `target`, any keys of the target's table.
@@ -50,9 +56,12 @@ class TrainSettings(Spec):
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(10.0, gt=0)
     estimator: Literal["path", "reparametrised", "log_variance"] = "path"
-    objective: Literal["reverse", "forward", "mixed"] = "reverse"
+    objective: Literal["reverse", "forward", "mixed", "importance"] = "reverse"
     alpha: float = Field(0.5, gt=0, lt=1)
     data: str | None = None
+    order: float | tuple[tuple[float, float], ...] = ((0.0, 1.0), (0.2, 1.0), (0.3, 2.0), (0.9, 4.0))
+    window: int = Field(32, ge=1)
+    reuse: float = Field(2.0, gt=0)
     thin: int = Field(1, ge=1)
     augment: bool = True
     precision: Literal["float32", "float64"] = "float32"
@@ -93,8 +102,15 @@ class TrainSettings(Spec):
                 f"train.batch = {self.batch}: expected a positive number or [[0.0, batch], [fraction, batch], ...] "
                 "with fractions rising from 0 and below 1"
             )
+        orders = self.orders
+        fractions = [fraction for fraction, _ in orders]
+        if not orders or fractions[0] != 0 or fractions != sorted(fractions) or min(o for _, o in orders) < 1:
+            raise InputError(
+                f"train.order = {self.order}: expected a number >= 1 or [[0.0, order], [fraction, order], ...] with "
+                "fractions rising from 0 and orders >= 1"
+            )
         for settings in self.stages():  # raises
-            if settings.objective != "reverse" and settings.data is None:
+            if settings.objective in ("forward", "mixed") and settings.data is None:
                 raise InputError(
                     f"train.objective = '{settings.objective}' learns from configurations: say where they are, "
                     "for example train.data = 'ensembles/hmc' (latticeflow sample RUN --sampler hmc --draws N)"
@@ -119,6 +135,19 @@ class TrainSettings(Spec):
     @property
     def batches(self) -> tuple[tuple[float, int], ...]:
         return ((0.0, self.batch),) if isinstance(self.batch, int) else self.batch
+
+    @property
+    def orders(self) -> tuple[tuple[float, float], ...]:
+        return self.order if isinstance(self.order, tuple) else ((0.0, self.order),)
+
+    def order_at(self, step: int) -> float:
+        """Order of the divergence at the step counted from 0."""
+        fractions, orders = zip(*self.orders)
+        return float(np.interp(step / self.steps, fractions, orders))
+
+    def pool_at(self, step: int) -> int:
+        """Points to draw at the step counted from 0, for `window` steps."""
+        return max(1, math.ceil(self.window * self.batch_at(step) / self.reuse))
 
     def batch_at(self, step: int) -> int:
         """Batch of the step counted from 0."""
