@@ -142,7 +142,7 @@ class Sequential(PhaseSpace):
 class _Node:
     """Particles that come from one system, its two branches (none for a particle), and the least mass of it."""
 
-    def __init__(self, particles: tuple[int, ...], branches: "tuple[_Node, _Node] | None", least: float):
+    def __init__(self, particles: tuple[int, ...], branches: "tuple[_Node, ...]", least: float):
         self.particles = particles
         self.branches = branches
         self.least = least
@@ -152,7 +152,7 @@ class _Node:
 
 def _grow(tree: Any, nodes: list[_Node], masses: tuple[float, ...]) -> _Node:
     if isinstance(tree, int) and not isinstance(tree, bool):
-        return _Node((tree,), None, masses[tree] if 0 <= tree < len(masses) else 0.0)
+        return _Node((tree,), (), masses[tree] if 0 <= tree < len(masses) else 0.0)
     if not isinstance(tree, (list, tuple)) or len(tree) != 2:
         raise InputError(
             f"sequential: branch {_plain(tree)!r} of the tree; expected a particle's number or a pair of branches"
@@ -182,11 +182,10 @@ class SequentialMap(PhaseSpaceMap):
         log_jac, found = zero, {}
         for i, node in enumerate(self.nodes):
             frame, mass = systems[node.particles]
-            assert node.branches is not None
             first, second = node.branches
             sizes: list[Tensor] = []
             for branch, other in ((first, torch.full_like(mass, second.least)), (second, None)):
-                if branch.branches is None:
+                if not branch.branches:
                     sizes.append(torch.full_like(mass, branch.least))
                     continue
                 low, high = _range(branch, mass, sizes[0] if other is None else other)
@@ -203,7 +202,7 @@ class SequentialMap(PhaseSpaceMap):
             parts = frames.decay(frame, mass, momentum, sizes[0], sizes[1], unit)
             for branch, part, size in zip(node.branches, parts, sizes, strict=True):
                 systems[branch.particles] = part, size
-                if branch.branches is None:
+                if not branch.branches:
                     found[branch.particles[0]] = part
         p = torch.stack([found[i] for i in range(n)], 1)
         return frames.on_shell(p, u.new_tensor(self.masses)), log_jac
@@ -216,12 +215,11 @@ class SequentialMap(PhaseSpaceMap):
         angles: list[Tensor] = []
         log_jac = torch.zeros_like(p[:, 0, 0])
         for node in self.nodes:
-            assert node.branches is not None
             sizes: list[Tensor] = []
             mass = _mass(pairs, node)
             for k, branch in enumerate(node.branches):
                 sizes.append(_mass(pairs, branch))
-                if branch.branches is not None:
+                if branch.branches:
                     other = sizes[0] if k else torch.full_like(mass, node.branches[1].least)
                     levels[branch.particles], slope = branch.propagator.find(
                         sizes[k].square(), *_range(branch, mass, other)
