@@ -18,6 +18,7 @@ from ..targets import Target
 from .series import Series
 
 TAU = "τ_int = 1/2 + Σ ρ(t), so that independent draws have 1/2; in steps of the chain"
+WEIGHTED = "means over all draws with their weights, target over proposal"
 # Lags times chains of a stretch, at most: bounds the memory, some 20 MB an observable where so many are needed.
 _CELLS = 1 << 18
 
@@ -29,7 +30,8 @@ class Row:
     """What an ensemble says of one observable.
 
     Either `value`, `error` (one sigma) and `tau`, or `problem` (a word for the table) and its `reason`.
-    `reweighted`: value and error by importance weights, for independent samplers.
+    `reweighted`: value and error by importance weights, for independent samplers; of integrands on the unit cube they are
+    value and error themselves, and `tau` is the 1/2 of independent proposals.
     """
 
     observable: Observable
@@ -60,8 +62,8 @@ def estimates(series: Series, names: Sequence[str] | None = None) -> dict[str, R
 
     Primary: the mean with error `sigma sqrt(2 tau_int / N)`. Derived: the function of the means, its error by
     jackknife, and tau_int of its linearisation (`gradient`), which is also what sets the bins. `reweighted`: the same by
-    importance weights over the proposals, which are independent. What the data do not allow becomes a row's problem and
-    reason. Raises `InputError` for an unknown name.
+    importance weights over the proposals, which are independent; where `series.importance`, that alone. What the data do
+    not allow becomes a row's problem and reason. Raises `InputError` for an unknown name.
     """
     if names is None:
         every = observables.of(series.target)
@@ -74,6 +76,9 @@ def estimates(series: Series, names: Sequence[str] | None = None) -> dict[str, R
             rows[one.name] = Row(one, problem="none here", reason=reason)
         elif lacking := [name for name in _needs(one) if name in series.measured.not_stored]:
             rows[one.name] = Row(one, problem="not stored", reason=series.measured.not_stored[lacking[0]])
+    if series.importance:
+        _by_importance(series, rows)
+        return rows
     _means(series, rows)
     _derived(series, rows)
     _reweighted(series, rows)
@@ -203,17 +208,49 @@ def _reweighted(series: Series, rows: dict[str, Row]) -> None:
     if not wanted or not series.independent or not series.ensemble.weighted:
         return
     try:
-        log_z = series.summary.weights.log_z  # type: ignore[union-attr]
-        bins = Bins(1, series.ensemble.draws, tau=0.5)
-        for stretch in series.proposals(*dict.fromkeys(n for row in wanted for n in _needs(row.observable))):
-            w = np.exp(stretch.values.pop("log_w") - log_z)
-            bins.feed(stretch.chain, stretch.step, stretch.values, w)
+        bins = _weighted_bins(series, wanted)
         for row in wanted:
             value, error = bins.jackknife(_function(series, row.observable))
             if np.isfinite(error):
                 rows[row.observable.name] = replace(row, reweighted=(float(value), float(error)))
     except StatisticsError:  # too few proposals, or one has all the weight
         return
+
+
+def _weighted_bins(series: Series, rows: list[Row]) -> Bins:
+    """Jackknife bins of what these rows need, over the proposals with their weights."""
+    log_z = series.weights.log_z
+    bins = Bins(1, len(series.blocks) * series.ensemble.settings["block"], tau=0.5)
+    for stretch in series.proposals(*dict.fromkeys(n for row in rows for n in _needs(row.observable))):
+        w = np.exp(stretch.values.pop("log_w") - log_z)
+        for a in stretch.values.values():
+            a[w == 0] = 0  # outside cuts an observable need not exist
+        bins.feed(stretch.chain, stretch.step, stretch.values, w)
+    return bins
+
+
+def _by_importance(series: Series, rows: dict[str, Row]) -> None:
+    """Value and error of every row by importance weights."""
+    wanted = {name: row for name, row in rows.items() if not row.problem}
+    try:
+        bins = _weighted_bins(series, list(wanted.values())) if wanted else None
+    except StatisticsError as failure:
+        rows |= {name: _failed(row, failure) for name, row in wanted.items()}
+        return
+    for name, row in wanted.items():
+        try:
+            value, error = map(float, bins.jackknife(_function(series, row.observable)))  # type: ignore[union-attr]
+        except StatisticsError as failure:
+            rows[name] = _failed(row, failure)
+            continue
+        if not np.isfinite([value, error]).all():
+            reason = f"{getattr(row.observable, 'undefined', '') or 'not finite'}; draw more"
+            rows[name] = Row(row.observable, problem="undefined", reason=reason)
+        elif error <= 1e-12 * abs(value):
+            rows[name] = Row(row.observable, problem="constant", reason=f"it is {value:.10g} in every event")
+        else:
+            tau = TauInt(0.5, 0.0, 0, 1, series.ensemble.draws)
+            rows[name] = replace(row, value=value, error=error, tau=tau, reweighted=(value, error))
 
 
 def profile(series: Series, name: str, rows: dict[str, Row]) -> tuple[np.ndarray, np.ndarray]:

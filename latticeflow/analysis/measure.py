@@ -12,7 +12,9 @@ from ..production.ranks import Ranks
 from ..run import Run
 from ..statistics import bracket
 from ..targets import Target
-from .estimates import TAU, Row, estimates, identities
+from ..targets.hypercube import Hypercube
+from .cross_section import integral_lines
+from .estimates import TAU, WEIGHTED, Row, estimates, identities
 from .forward import forward_run
 from .series import Series, open_ensemble
 
@@ -91,19 +93,25 @@ def measure_run(
 def _print(series: Series, rows: dict[str, Row], pyerrors: bool) -> None:
     ensemble = series.ensemble
     chains = f", {ensemble.chains} chains a stream" if ensemble.chains else ""
-    table = Table(title=f"{ensemble.sampler}: {ensemble.draws:,} draws{chains}", caption=TAU)
-    more = ["reweighted"] * series.independent + ["pyerrors"] * pyerrors
-    for heading in ("", "value", "τ_int", *more):
+    caption = WEIGHTED if series.importance else TAU
+    table = Table(title=f"{ensemble.sampler}: {ensemble.draws:,} draws{chains}", caption=caption)
+    both = series.independent and not series.importance
+    more = ["reweighted"] * both + ["pyerrors"] * pyerrors
+    for heading in ("", "value", *["τ_int"] * (not series.importance), *more):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in rows.values():
-        cells = [row.observable.symbol, row.text, row.tau_text]
-        if series.independent:
+        cells = [row.observable.symbol, row.text, *[row.tau_text] * (not series.importance)]
+        if both:
             cells.append(bracket(*row.reweighted) if row.reweighted else "-")
         if pyerrors:
             cells.append(by_pyerrors(series, row))
         table.add_row(*cells)
     out = console()
-    out.print(table)
+    if rows:
+        out.print(table)
+    if series.integration is not None and isinstance(series.target, Hypercube):
+        for line in integral_lines(series.target, series.integration):
+            out.print(line)
     for line in [*notes(rows), *remarks(series)]:
         out.print(line)
     for line in left_out(series.target):

@@ -105,8 +105,10 @@ def training(log: list[dict], log_z: float | None = None) -> Figure:
 
 
 @styled
-def log_weights(weights: dict[str, tuple[Callable[[], Iterator[np.ndarray]], WeightSummary]]) -> Figure:
-    """Density of `log w - log Z` of each independent sampler, with counting errors.
+def log_weights(
+    weights: dict[str, tuple[Callable[[], Iterator[np.ndarray]], WeightSummary]], target: str = "e^{-S}"
+) -> Figure:
+    """Density of `log w - log Z` of each independent sampler, with counting errors; `target`: its density, in TeX.
 
     `weights`: of each sampler what walks over its log-weights, piece by piece, and their summary.
     """
@@ -129,7 +131,7 @@ def log_weights(weights: dict[str, tuple[Callable[[], Iterator[np.ndarray]], Wei
         axes.errorbar(middle[seen], density[seen], error[seen], color=COLOURS[i], fmt="none", linewidth=0.8)
     axes.axvline(0, color="black", linestyle="--", linewidth=1)
     axes.set_yscale("log")
-    axes.set(xlabel=r"$\log w - \log Z$,   $w = e^{-S} / q$", ylabel="density of proposals")
+    axes.set(xlabel=rf"$\log w - \log Z$,   $w = {target} / q$", ylabel="density of proposals")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0))
     return figure
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from ..errors import StatisticsError
 from ..statistics import bracket, mean
+from ..targets.hypercube import Hypercube
+from .cross_section import integral_symbol
 from .estimates import Row, problem
 from .series import Series
 
@@ -16,7 +18,13 @@ ORDER = (
     "longest_rejection_run",
     "exp_minus_dh",
     "ess",
+    "deviation",
+    "survival",
+    "efficiency",
+    "overweight",
     "largest_share",
+    "z",
+    "consistency",
     "log_z",
     "density_error",
     "seconds",
@@ -24,6 +32,7 @@ ORDER = (
     "training_seconds",
     "independent",
     "cost",
+    "cost_unweighted",
     "cost_with_start",
 )
 
@@ -46,6 +55,7 @@ def quality(series: Series, rows: dict[str, Row], training_seconds: float | None
     """
     found = {"draws": Figure("draws", f"{series.ensemble.draws:,}", float(series.ensemble.draws))}
     found |= _weights(series) if series.independent else _chains(series)
+    found |= _integral(series)
     return found | _cost(series, rows, training_seconds)
 
 
@@ -66,6 +76,33 @@ def _weights(series: Series) -> dict[str, Figure]:
         "log_z": _figure("log Z", weights.log_z, weights.log_z_error),
         **solver,
         "largest_share": _figure("largest weight's share", weights.largest_share, form="{:.2g}"),
+    }
+
+
+def _integral(series: Series) -> dict[str, Figure]:
+    """Z of an integrand on the unit cube, and what its weights are like for unweighting."""
+    one = series.integration
+    if one is None or not isinstance(series.target, Hypercube):
+        return {}
+    weights, kept = one.weights, one.unweighting
+    found = {
+        "deviation": _figure(
+            "standard deviation / mean of the weights", weights.deviation, weights.deviation_error
+        ),
+        "z": _figure(integral_symbol(series.target), weights.z, weights.z_error),
+    }
+    if one.dof:
+        text = f"{one.chi2:.1f} / {one.dof} ({one.p:.2g})"
+        found["consistency"] = Figure("χ² / degrees of freedom of the blocks (p)", text, one.p)
+    label = "unweighting efficiency"
+    if kept is None:
+        return found | {"efficiency": Figure(f"{label} at 99.9 %", "undefined")}
+    return found | {
+        "survival": _figure("share of draws with a weight", kept.survival, kept.survival_error),
+        "efficiency": _figure(
+            f"{label} at {100 * kept.quantile:g} %", kept.efficiency, kept.efficiency_error
+        ),
+        "overweight": _figure("share of the weight above", kept.overweight, kept.overweight_error),
     }
 
 
@@ -96,7 +133,8 @@ def _cost(series: Series, rows: dict[str, Row], training_seconds: float | None) 
     """Cost per independent configuration of chi2, `seconds * 2 tau_int / N`.
 
     `N / (2 tau_int) = sigma^2 / error^2`, which also holds for the average over interacting walkers, sigma
-    being that of one walker.
+    being that of one walker. On the unit cube: per event in `N * ESS` and per unweighted event, of chains per independent
+    configuration of the slowest observable.
     """
     drawing = series.ensemble.seconds
     start = None if series.independent else series.ensemble.start_seconds
@@ -105,6 +143,8 @@ def _cost(series: Series, rows: dict[str, Row], training_seconds: float | None) 
         found["start_seconds"] = _figure("thermalisation and tuning  [core s]", start, form="{:.1f}")
     if training_seconds is not None:
         found["training_seconds"] = _figure("training  [s]", training_seconds, form="{:.1f}")
+    if series.target.measure == "hypercube":
+        return found | _event_cost(series, rows, drawing, (start or 0.0) + (training_seconds or 0.0))
     chi2 = rows.get("chi2")
     if chi2 is None:
         return found
@@ -116,3 +156,28 @@ def _cost(series: Series, rows: dict[str, Row], training_seconds: float | None) 
     extra = (start or 0.0) + (training_seconds or 0.0)
     label = "the same with training and thermalisation  [s]"
     return found | {"cost_with_start": _figure(label, (drawing + extra) / n, form="{:.3g}")}
+
+
+def _event_cost(series: Series, rows: dict[str, Row], drawing: float, extra: float) -> dict[str, Figure]:
+    one = series.integration
+    if one is not None:
+        n, kept = one.weights.n * one.weights.ess, one.unweighting
+    else:
+        std = series.walker_moments.std
+        slow = [
+            float(std[name] / row.error) ** 2 for name, row in rows.items() if not row.problem and name in std
+        ]
+        if not slow:
+            return {}
+        n, kept = min(slow), None
+    found = {
+        "independent": _figure("effective events", n, form="{:,.0f}"),
+        "cost": _figure("cost per effective event, drawing alone  [s]", drawing / n, form="{:.3g}"),
+        "cost_with_start": _figure(
+            "the same with training and thermalisation  [s]", (drawing + extra) / n, form="{:.3g}"
+        ),
+    }
+    if kept is not None:
+        seconds = drawing / (one.weights.n * kept.efficiency)  # type: ignore[union-attr]
+        found["cost_unweighted"] = _figure("cost per unweighted event  [s]", seconds, form="{:.3g}")
+    return found

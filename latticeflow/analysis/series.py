@@ -12,6 +12,7 @@ from ..errors import InputError, StatisticsError
 from ..production.ranks import Ranks
 from ..run import Run
 from ..samplers import samplers
+from ..statistics import Integration, WeightSummary, integrate
 from ..statistics.autocorrelation import unbiased
 from ..statistics.streams import Moments, Piece, autocovariance
 from ..store import Chain, Ensemble
@@ -104,6 +105,26 @@ class Series:
     def summary(self) -> CorrectionSummary | None:
         """Acceptance, longest run of rejections, ESS, log Z; None where there are no log-weights."""
         return self.ensemble.summary() if self.ensemble.weighted else None
+
+    @property
+    def weights(self) -> WeightSummary:
+        """What the proposals' weights say, where there are log-weights."""
+        return self.integration.weights if self.integration else self.summary.weights  # type: ignore[union-attr]
+
+    @property
+    def importance(self) -> bool:
+        """Whether values are means over the proposals with their weights: of integrands on the unit cube.
+
+        Elsewhere they are means over the Metropolis chain, which a poor proposal (flat) would rarely move.
+        """
+        return self.target.measure == "hypercube" and self.independent and self.ensemble.weighted
+
+    @cached_property
+    def integration(self) -> Integration | None:
+        """Z of an integrand on the unit cube, from all proposals; None for other targets and without log-weights."""
+        if not self.importance:
+            return None
+        return integrate(self.log_weights(), len(self.blocks) * self.ensemble.settings["block"])
 
     @cached_property
     def moments(self) -> PrimaryMoments:

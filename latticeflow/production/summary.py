@@ -3,12 +3,17 @@
 from collections.abc import Iterator
 
 from ..errors import StatisticsError, WriteFailed
-from ..statistics import bracket, mean
+from ..statistics import Integration, bracket, integrate, mean
 from ..store import Ensemble
+from ..targets import targets
+from ..targets.hypercube import Hypercube
 
 
 def summary_lines(ensemble: Ensemble) -> Iterator[str]:
-    """Draws and cost; then acceptance, ESS and log Z of a corrected chain, or HMC's own acceptance."""
+    """Draws and cost; then acceptance, ESS and log Z of a corrected chain, or HMC's own acceptance.
+
+    Of an integrand on the unit cube also Z, in its unit, and what its weights are like.
+    """
     keys = ensemble.blocks
     # first: this builds the chain where it is missing, and the chain's file knows the seconds of all blocks
     corrected = list(_corrected(ensemble)) if ensemble.weighted and keys else []
@@ -33,6 +38,36 @@ def _corrected(ensemble: Ensemble) -> Iterator[str]:
     solver = ensemble.density_error
     also = f", and up to {solver:.2g} of the solver in steps" if solver else ""
     yield f"log Z = {weights.log_z:.5f} +- {weights.log_z_error:.5f}{also}"
+    if issubclass(targets.find(ensemble.target["kind"]), Hypercube):
+        yield from _integral(ensemble)
+
+
+def integral_name(target: Hypercube) -> str:
+    """What Z is: "sigma" in pb, "Gamma" in GeV, else "Z"."""
+    return {"pb": "sigma", "GeV": "Gamma"}.get(target.unit, "Z")
+
+
+def weight_line(found: Integration) -> str:
+    """Spread of the weights, survival of cuts, and unweighting."""
+    weights, kept = found.weights, found.unweighting
+    line = f"standard deviation of the weights {bracket(weights.deviation, weights.deviation_error)} of their mean"
+    if kept is None:
+        return f"{line}; no unweighting: {found.problem}"
+    inside = bracket(100 * kept.survival, 100 * kept.survival_error) if kept.survival < 1 else "100"
+    return (
+        f"{line}; {inside} % of draws have a weight; unweighting efficiency "
+        f"{bracket(kept.efficiency, kept.efficiency_error)} at the {100 * kept.quantile:g} % quantile, with "
+        f"{100 * kept.overweight:.2g} % of the weight above it"
+    )
+
+
+def _integral(ensemble: Ensemble) -> Iterator[str]:
+    target = targets.parse(ensemble.target)
+    assert isinstance(target, Hypercube)
+    found = integrate((data["log_w"] for data in ensemble.iterate("log_w")), ensemble.draws)
+    value = bracket(found.weights.z, found.weights.z_error)
+    yield f"{integral_name(target)} = {value} {target.unit}".rstrip()
+    yield weight_line(found)
 
 
 def _chains(ensemble: Ensemble) -> Iterator[str]:
