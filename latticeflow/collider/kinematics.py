@@ -47,12 +47,14 @@ def rapidity(p: Tensor) -> Tensor:
     z = p[..., 3]
     least = torch.finfo(p.dtype).tiny
     small = (p[..., 0] - z.abs()).clamp(min=least)
-    return torch.copysign(0.5 * ((p[..., 0] + z.abs()).clamp(min=least) / small).log(), z)
+    return torch.copysign(0.5 * ((p[..., 0] + z.abs()).clamp(min=least).log() - small.log()), z)
 
 
 def pseudorapidity(p: Tensor) -> Tensor:
     """`eta = -log tan(theta / 2) = arsinh(pz / pT)`; along the beam a large finite number."""
-    return torch.asinh(p[..., 3] / pt(p).clamp(min=torch.finfo(p.dtype).tiny ** 0.5))
+    across, z = pt(p), p[..., 3]
+    ratio = (torch.hypot(across, z) + z.abs()) / across.clamp(min=torch.finfo(p.dtype).tiny ** 0.5)
+    return torch.copysign(ratio.log(), z)
 
 
 def cos_theta(p: Tensor) -> Tensor:
