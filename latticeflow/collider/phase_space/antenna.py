@@ -115,12 +115,13 @@ class AntennaMap(PhaseSpaceMap):
         If sharp, what j and k become, or i, j and k after the last emission, must be heavy enough for pairs above y_min.
         """
         y, none = self.spec.y_min * scale, torch.zeros_like(scale)
+        level = y.clamp(max=1)  # flat enough, and small enough to be taken off again without loss
         if not self.spec.sharp:
-            return none, none, none, y, y
+            return none, none, none, level, level
         rest = self.emissions - 1 - m
         if rest == 0:
             return y, y, y, none, none
-        return none, (rest + 2) * (rest + 1) / 2 * y, none, y, none
+        return none, (rest + 2) * (rest + 1) / 2 * y, none, level, none
 
 
 class _Simplex:
@@ -130,30 +131,32 @@ class _Simplex:
         self.shifts = shift_1, shift_2
         self.least = least_1 + shift_1, least_2 + shift_2
         self.floor = self.least[0] + self.least[1]
-        self.range = ((1 - least_3 + shift_1 + shift_2) / self.floor).log()
+        self.range = ((1 - least_1 - least_2 - least_3) / self.floor).log1p()
 
     def point(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`(y_1, y_2)` and `log |dy_1 dy_2 / du dv|`."""
         level = self.range * u.sqrt()
-        total = self.floor * level.exp()
-        low, width = self._width(total)
+        excess = self.floor * level.expm1()
+        total = self.floor + excess
+        low, width = self._width(excess)
         odds = low + width * v
         y_1, y_2 = total * odds.sigmoid(), total * (-odds).sigmoid()
         slope = self._slope(y_1, y_2, level, width)
-        return (y_1 - self.shifts[0]).clamp(min=0), (y_2 - self.shifts[1]).clamp(min=0), slope
+        least = torch.finfo(u.dtype).eps ** 2  # rounding may leave nothing, of which no frame can be made
+        return (y_1 - self.shifts[0]).clamp(min=least), (y_2 - self.shifts[1]).clamp(min=least), slope
 
     def shares(self, y_1: Tensor, y_2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`(u, v)` and the log-Jacobian of `point`; u or v is out of [0, 1] outside."""
         y_1, y_2 = y_1 + self.shifts[0], y_2 + self.shifts[1]
-        level = ((y_1 + y_2) / self.floor).log()
-        low, width = self._width(y_1 + y_2)
+        excess = y_1 + y_2 - self.floor
+        level = (excess / self.floor).log1p()
+        low, width = self._width(excess)
         share = level / self.range
         return share * share.abs(), ((y_1 / y_2).log() - low) / width, self._slope(y_1, y_2, level, width)
 
-    def _width(self, total: Tensor) -> tuple[Tensor, Tensor]:
-        """The least of `log(y_1 / y_2)` at this sum, and the length of its range."""
+    def _width(self, excess: Tensor) -> tuple[Tensor, Tensor]:
+        """The least of `log(y_1 / y_2)` where their sum exceeds its least by this, and the length of its range."""
         a, b = self.least
-        excess = total - self.floor
         return (a / (b + excess)).log(), torch.log1p(excess / a) + torch.log1p(excess / b)
 
     def _slope(self, y_1: Tensor, y_2: Tensor, level: Tensor, width: Tensor) -> Tensor:
