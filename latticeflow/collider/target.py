@@ -70,7 +70,12 @@ class MatrixElement(Hypercube):
     @field_validator("process", mode="before")
     @classmethod
     def _process(cls, value: Any) -> Any:
-        return _parsed(processes, value)
+        try:
+            return _parsed(processes, value)
+        except InputError as error:
+            if not str(error).startswith("unknown process"):
+                raise
+            raise InputError(f"{error}. One of your own is known to commands that its script starts") from None
 
     @field_validator("phase_space", mode="before")
     @classmethod
