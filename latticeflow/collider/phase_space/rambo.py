@@ -41,8 +41,10 @@ def shares(v: Tensor, m: int) -> tuple[Tensor, Tensor]:
     root = (1 - v).clamp(max=0.5).sqrt()
     t = root * math.sqrt(2 / (m * (m + 1)))
     for _ in range(7):
-        power = (m * torch.log1p(-t) + torch.log1p(m * t)).expm1()
-        now = (-power).clamp(min=0).sqrt()
+        terms = torch.full_like(t, m)  # 1 - v = t^2 sum_(j<=m) j (1 - t)^(j-1): nothing cancels
+        for j in range(m - 1, 0, -1):
+            terms = terms * (1 - t) + j
+        now = t * terms.sqrt()
         slope = m * (m + 1) * t * (1 - t) ** (m - 1) / 2
         t = t - (now - root) * now / slope
     return torch.where(v < 0.5, below, 1 - t), torch.where(v < 0.5, 1 - below, t)
