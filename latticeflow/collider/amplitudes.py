@@ -1,7 +1,9 @@
 """Tree amplitudes of gluons, and of a quark line with gluons, ordered in colour: recursion, spinors, sums over colours.
 
 Conventions of Dixon (hep-ph/9601359): generators with `tr T_a T_b = delta_ab`, coupling constants taken out, all momenta
-outgoing and massless. Vectors are `[..., 4]`, components (t, x, y, z), complex128 where polarisations are.
+outgoing and massless. What comes in has its components last, `[..., 4]`, (t, x, y, z); vectors in here have them first,
+`[4, ...]`, and so have two-spinors, `[2, ...]`: what is multiplied then lies side by side. Complex128 where polarisations
+are.
 """
 
 import math
@@ -16,8 +18,8 @@ Word = tuple[int, ...]
 
 
 def lorentz(a: Tensor, b: Tensor) -> Tensor:
-    """`a.b` with the metric (+, -, -, -), bilinear (nothing is conjugated)."""
-    return a[..., 0] * b[..., 0] - (a[..., 1:] * b[..., 1:]).sum(-1)
+    """`a.b` of vectors `[4, ...]` with the metric (+, -, -, -), bilinear (nothing is conjugated)."""
+    return a[0] * b[0] - a[1] * b[1] - a[2] * b[2] - a[3] * b[3]
 
 
 def polarisations(p: Tensor) -> Tensor:
@@ -50,22 +52,23 @@ class Currents:
     """
 
     def __init__(self, k: Tensor, eps: Tensor):
-        self.k, self.eps = k, eps
+        k = k[(None,) * (eps.dim() - k.dim())]
+        self.k, self.eps = (one.movedim((-2, -1), (0, 1)).contiguous() for one in (k, eps))  # [n, 4, ...]
         self.found: dict[Word, Tensor] = {}
 
     def momentum(self, word: Word) -> Tensor:
-        return self.k[..., list(word), :].sum(-2)
+        return self.k[list(word)].sum(0)
 
     def current(self, word: Word) -> Tensor:
-        """`J(word)`, `[..., 4]`."""
+        """`J(word)`, `[4, ...]`."""
         if word not in self.found:
             if len(word) == 1:
-                self.found[word] = self.eps[..., word[0], :]
+                self.found[word] = self.eps[word[0]]
             elif word[::-1] in self.found:  # J(n..1) = (-1)^(n+1) J(1..n)
                 self.found[word] = self.found[word[::-1]] * (-1) ** (len(word) + 1)
             else:
                 p = self.momentum(word)
-                self.found[word] = self.source(word) / lorentz(p, p)[..., None]
+                self.found[word] = self.source(word) * (1 / lorentz(p, p))
         return self.found[word]
 
     def source(self, word: Word) -> Tensor:
@@ -74,12 +77,12 @@ class Currents:
         for i in range(1, len(word)):
             left, right = word[:i], word[i:]
             a, b, p, q = self.current(left), self.current(right), self.momentum(left), self.momentum(right)
-            three = 2 * lorentz(q, a)[..., None] * b - 2 * lorentz(p, b)[..., None] * a
-            terms.append((three + lorentz(a, b)[..., None] * (p - q)) / math.sqrt(2))
+            three = 2 * lorentz(q, a) * b - 2 * lorentz(p, b) * a
+            terms.append((three + lorentz(a, b) * (p - q)) * math.sqrt(0.5))
             for j in range(i + 1, len(word)):
                 b, c = self.current(word[i:j]), self.current(word[j:])
-                terms.append(lorentz(a, c)[..., None] * b)
-                terms.append((lorentz(b, c)[..., None] * a + lorentz(a, b)[..., None] * c) / -2)
+                terms.append(lorentz(a, c) * b)
+                terms.append((lorentz(b, c) * a + lorentz(a, b) * c) * -0.5)
         return reduce(torch.add, terms)
 
     def amplitude(self, word: Word) -> Tensor:
@@ -88,39 +91,43 @@ class Currents:
 
 
 def spinors(p: Tensor) -> Tensor:
-    """Right-handed two-spinors of physical massless momenta `[..., 4]`, `[..., 2]` with `lambda lambda^+ = E + p.sigma`."""
+    """Right-handed two-spinors of physical massless momenta `[..., 4]`, `[2, ...]` with `lambda lambda^+ = E + p.sigma`."""
     z, across = p[..., 3], torch.complex(p[..., 1], p[..., 2])
-    large = (p[..., 1:].square().sum(-1).sqrt() + z.abs()).sqrt()
-    large = large.to(across.dtype)
-    up = torch.stack([large, across / large], -1)
-    down = torch.stack([across.conj() / large, large], -1)
-    return torch.where((z >= 0)[..., None], up, down)
+    large = (p[..., 1:].square().sum(-1).sqrt() + z.abs()).sqrt().to(across.dtype)
+    up = torch.stack([large, across / large])
+    down = torch.stack([across.conj() / large, large])
+    return torch.where(z >= 0, up, down)
 
 
 def products(p: Tensor) -> Tensor:
-    """Spinor products `<ij> = lambda_i^1 lambda_j^2 - lambda_i^2 lambda_j^1` of momenta `[..., n, 4]`, `[..., n, n]`;
-    `|<ij>|^2 = 2 p_i.p_j`.
+    """Spinor products `<ij> = lambda_i^1 lambda_j^2 - lambda_i^2 lambda_j^1` of momenta `[..., n, 4]`, `[..., n, n]`.
 
-    Incoming particles come with their physical momenta: a common phase of all Parke-Taylor denominators is left out.
+    `|<ij>|^2 = 2 p_i.p_j`. Incoming particles come with their physical momenta: a common phase of all Parke-Taylor
+    denominators is left out.
     """
-    s = spinors(p)
-    both = s[..., :, None, 0] * s[..., None, :, 1]
+    one, two = spinors(p)
+    both = one[..., :, None] * two[..., None, :]
     return both - both.transpose(-1, -2)
 
 
-def sigma(a: Tensor, bar: bool = False) -> Tensor:
-    """`a_mu sigma^mu = a^0 - a.sigma` of vectors `[..., 4]`, `[..., 2, 2]`; `bar`: `a^0 + a.sigma`."""
-    a = a.to(torch.complex128)
-    t, x, y, z = a.unbind(-1)
+def vector(row: Tensor, column: Tensor) -> Tensor:
+    """`row sigma^mu column` of two-spinors `[2, ...]`, `[4, ...]` (contravariant)."""
+    (a, b), (c, d) = row, column
+    return torch.stack([a * c + b * d, a * d + b * c, 1j * (b * c - a * d), a * c - b * d])
+
+
+def slashed(a: Tensor, spinor: Tensor, bar: bool = False, row: bool = False) -> Tensor:
+    """`a_mu sigma^mu = a^0 - a.sigma` of a vector `[4, ...]` times a column `[2, ...]`; `row`: a row times it; `bar`:
+
+    `a^0 + a.sigma` instead.
+    """
+    t, x, y, z = a
     if not bar:
         x, y, z = -x, -y, -z
-    return torch.stack([torch.stack([t + z, x - 1j * y], -1), torch.stack([x + 1j * y, t - z], -1)], -2)
-
-
-def vector(row: Tensor, column: Tensor) -> Tensor:
-    """`row sigma^mu column` of two-spinors `[..., 2]`, `[..., 4]` (contravariant)."""
-    a, b, c, d = row[..., 0], row[..., 1], column[..., 0], column[..., 1]
-    return torch.stack([a * c + b * d, a * d + b * c, 1j * (b * c - a * d), a * c - b * d], -1)
+    if row:
+        y = -y  # the transposed matrix
+    up, down = spinor
+    return torch.stack([(t + z) * up + (x - 1j * y) * down, (x + 1j * y) * up + (t - z) * down])
 
 
 class QuarkLine:
@@ -131,7 +138,7 @@ class QuarkLine:
     the momentum of q and w, the antiquark's likewise from the other side with the opposite sign. q, qbar `[..., 4]`."""
 
     def __init__(self, q: Tensor, qbar: Tensor, gluons: Currents):
-        self.ends, self.gluons = (q, qbar), gluons
+        self.ends, self.gluons = (q.movedim(-1, 0), qbar.movedim(-1, 0)), gluons
         self.found: dict[tuple[int, Word], Tensor] = {(0, ()): spinors(q).conj(), (1, ()): spinors(qbar)}
 
     def _end(self, side: int, word: Word) -> Tensor:
@@ -140,19 +147,15 @@ class QuarkLine:
             inner = []
             for i in range(len(word)):
                 if side == 0:
-                    matrix = sigma(self.gluons.current(word[i:]))
-                    inner.append(torch.einsum("...a,...ab->...b", self._end(0, word[:i]), matrix))
+                    inner.append(slashed(self.gluons.current(word[i:]), self._end(0, word[:i]), row=True))
                 else:
-                    i = len(word) - i
-                    matrix = sigma(self.gluons.current(word[:i]))
-                    inner.append(torch.einsum("...ab,...b->...a", matrix, self._end(1, word[i:])))
-            matrix = sigma(k, bar=True) * (2 * side - 1) / (math.sqrt(2) * lorentz(k, k))[..., None, None]
-            equation = "...a,...ab->...b" if side == 0 else "...b,...ab->...a"
-            self.found[side, word] = torch.einsum(equation, reduce(torch.add, inner), matrix)
+                    inner.append(slashed(self.gluons.current(word[: i + 1]), self._end(1, word[i + 1 :])))
+            line = slashed(k, reduce(torch.add, inner), bar=True, row=side == 0)
+            self.found[side, word] = line * ((2 * side - 1) / (math.sqrt(2) * lorentz(k, k)))
         return self.found[side, word]
 
     def current(self, word: Word) -> Tensor:
-        """`J^mu`, `[..., 4]`: conserved, and 0 where a polarisation is its gluon's momentum."""
+        """`J^mu`, `[4, ...]`: conserved, and 0 where a polarisation is its gluon's momentum."""
         places = range(len(word) + 1)
         return reduce(torch.add, [vector(self._end(0, word[:i]), self._end(1, word[i:])) for i in places])
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..errors import InputError
 
+HBARC2 = 389379372.1  # (hbar c)^2 in pb GeV^2
+
 _THRUST_MOST = 14  # particles: 2^13 sums an event
 
 

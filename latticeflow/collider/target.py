@@ -15,10 +15,9 @@ from ..targets import targets
 from ..targets.hypercube import Hypercube
 from .beams import Beams, along_beam
 from .cuts import Cuts
+from .kinematics import HBARC2
 from .phase_space import PhaseSpace, PhaseSpaceMap, phase_spaces
 from .processes import Process, processes
-
-HBARC2 = 389379372.1  # (hbar c)^2 in pb GeV^2
 
 
 def _parsed(registry: Registry, value: Any) -> Any:
@@ -75,7 +74,9 @@ class MatrixElement(Hypercube):
         except InputError as error:
             if not str(error).startswith("unknown process"):
                 raise
-            raise InputError(f"{error}. One of your own is known to commands that its script starts") from None
+            raise InputError(
+                f"{error}. One of your own is known to commands that its script starts"
+            ) from None
 
     @field_validator("phase_space", mode="before")
     @classmethod

@@ -93,6 +93,10 @@ class GluonsToFour(Gluons):
     outgoing: ClassVar[tuple[int, ...]] = (21, 21, 21, 21)
 
     def squared(self, p: Tensor) -> Tensor:
+        # some 130 currents of 10 helicities: pieces that stay in a cache take two thirds of the time
+        return torch.cat([self._squared(piece) for piece in p.split(1024)])
+
+    def _squared(self, p: Tensor) -> Tensor:
         orders, colours = ring_colours(6)
         mixed = torch.tensor(colours, dtype=p.dtype, device=p.device)
         words = [(0, *order, 5) for order in orders]

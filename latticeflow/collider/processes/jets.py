@@ -9,37 +9,37 @@ from pydantic import Field
 from torch import Tensor
 
 from ..amplitudes import Currents, QuarkLine, line_colours, lorentz, polarisations, spinors, vector
-from ..kinematics import dot
+from ..kinematics import HBARC2, dot
 from .base import ALPHA, ALPHA_S, Process, processes
 from .electroweak import FERMIONS
 from .gluons import summed
 
 
 def ordered_squares(p: Tensor) -> Tensor:
-    """`sum |M|^2 / (e^4 Q_q^2 g^(2 n))` of `e- e+ -> gamma* -> q qbar + n gluons` by recursion, `[batch]`: summed over
+    """`sum |M|^2 / (e^4 Q_q^2 g^(2 n))` of `e- e+ -> gamma* -> q qbar + n gluons` by recursion, over all spins and colours.
 
-    all spins and colours, `g T_a` with `tr T_a T_b = delta_ab / 2`. p `[batch, 4 + n, 4]`: e-, e+, q, qbar, gluons.
+    p `[batch, 4 + n, 4]`: e-, e+, q, qbar, gluons; `[batch]`. g goes with `tr T_a T_b = delta_ab / 2`, as everywhere: the
+    amplitudes' other normalisation and that of `line_colours` cancel.
     """
     gluons = p.shape[1] - 4
     words, colours = line_colours(gluons)
-    # T_a is normalised to 1 in `line_colours` and in the amplitudes alike: the factors sqrt(2) of both are one's own
     mixed = torch.tensor(colours, dtype=p.dtype, device=p.device)
     lepton = vector(spinors(p[:, 1]).conj(), spinors(p[:, 0]))
+    leptons = (lepton, lepton.conj())  # both helicities of the electron; the quark's other one by parity
     both = polarisations(p[:, 4:])
     total = torch.zeros_like(p[:, 0, 0])
     for helicities in product((0, 1), repeat=gluons):
         eps = torch.stack([both[h, :, g] for g, h in enumerate(helicities)], 1) if gluons else both[0]
         line = QuarkLine(p[:, 2], p[:, 3], Currents(p[:, 4:], eps))
-        currents = torch.stack([line.current(word) for word in words], -2)
-        for one in (
-            lepton,
-            lepton.conj(),
-        ):  # both helicities of the electron; the quark's other one by parity
-            total = total + 2 * summed(lorentz(currents, one[:, None]), mixed)
+        for one in leptons:
+            amplitudes = torch.stack([lorentz(line.current(word), one) for word in words], -1)
+            total = total + 2 * summed(amplitudes, mixed)
     return total / (2 * dot(p[:, 0], p[:, 1])).square()
 
 
 class Hadrons(Process):
+    """`e- e+ -> gamma* -> q qbar + gluons`, all massless."""
+
     incoming: ClassVar[tuple[int, ...]] = (11, -11)
     quark: Literal["d", "u", "s", "c", "b"]
     alpha: float = Field(ALPHA, gt=0)
@@ -52,10 +52,9 @@ class Hadrons(Process):
         code = FERMIONS[self.quark].code
         return (code, -code, *(21,) * self.gluons)
 
-    @property
-    def sigma_0(self) -> float:
-        """`sigma(e- e+ -> gamma* -> q qbar) s` in GeV^0 and without (hbar c)^2: `4 pi alpha^2 Q_q^2`, three colours."""
-        return 4 * math.pi * self.alpha**2 * FERMIONS[self.quark].charge ** 2
+    def sigma_0(self, energy: float) -> float:
+        """`sigma(e- e+ -> gamma* -> q qbar) = 4 pi alpha^2 Q_q^2 / s` of three colours in pb, at sqrt(s) = energy in GeV."""
+        return HBARC2 * 4 * math.pi * (self.alpha * FERMIONS[self.quark].charge / energy) ** 2
 
     def factor(self) -> float:
         """`e^4 Q_q^2 g^(2 n) / (4 n!)`: couplings, the average over spins, identical gluons."""
@@ -74,6 +73,7 @@ class ThreeJets(Hadrons):
     alpha_s`, three colours. Integrated over directions it is
 
         (1/sigma_0) d sigma / dx_1 dx_2 = (C_F alpha_s / 2 pi) (x_1^2 + x_2^2) / ((1 - x_1) (1 - x_2)),
+
     with `x_i = 2 E_i / sqrt(s)`, `sigma_0 = 4 pi alpha^2 Q_q^2 / s`.
     """
 
