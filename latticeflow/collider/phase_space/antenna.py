@@ -20,9 +20,11 @@ class Antenna(PhaseSpace):
     Particle j is emitted between K and L, which become i and k, with `y_ij = s_ij / s_KL` (hep-ph/0505111, section 3, in
     four dimensions; the factorisation holds however K and L recoil, as the directions are uniform). Recoil as in ARIADNE
     (Loennblad, 1992): in the rest frame i is at the angle `psi = (pi - theta_ik) E_k^2 / (E_i^2 + E_k^2)` from K, away from
-    j. `chain`: all particles in the order of colour, by default 0, 2, 3, ..., n - 1, 1; the ends come first, then every
-    next one is emitted between its predecessor and the far end. The density of the momenta is then about `1 / (s_01 s_12
-    ... s_(n-2)(n-1))` along the chain.
+    j. `chain`: all
+    particles in the order of colour, by default 0, 2, 3, ..., n - 1, 1; the ends come first, then every next one is emitted
+    between its predecessor and the far end. The density of the momenta is then about `1 / (s_01 s_12 ...)` along the chain
+    where each gluon is softer than its predecessor. With 4 particles the chain and its reverse, as two channels of
+    `multi_channel`, cover all poles of that order of colour.
 
     `y_min`: in units of s. Above it the density has its poles. Below, it levels off, `1 / ((y_ij + y_min) (y_jk + y_min))`,
     so that all of phase space is covered; or, if `sharp`, phase space below is left out: with three particles exactly what
