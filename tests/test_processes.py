@@ -2,18 +2,12 @@
 
 import itertools
 import math
-import os
-import re
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from latticeflow.collider import MatrixElement, kinematics, process, processes
+from latticeflow.collider import MatrixElement, kinematics, processes
 from latticeflow.collider.kinematics import HBARC2
 from latticeflow.collider.partons import density, momentum_densities
 from latticeflow.collider.phase_space import phase_spaces
@@ -323,38 +317,3 @@ def test_hadrons_events_are_those_of_their_partons():
     inside = forwards.inside(u)
     expected = (kinematics.rapidity(event.laboratory[:, 2:]).abs() <= 1).all(1)
     assert torch.equal(inside, expected) and 0 < inside.sum() < 200
-
-
-# a user's own
-
-
-def test_the_script_of_the_docstring_runs(tmp_path):
-    """`sigma = pi alpha^2 / (3 s)`, a quarter of the muons', drawn by commands that the script starts."""
-    lines = textwrap.dedent((process.__doc__ or "").partition("\n")[2]).splitlines()
-
-    def between(first: str, last: str) -> str:
-        start = next(i for i, line in enumerate(lines) if first in line)
-        end = next(i for i, line in enumerate(lines) if i >= start and last in line)
-        return textwrap.dedent("\n".join(lines[start : end + 1]))
-
-    (tmp_path / "script.py").write_text(between("from latticeflow.cli import main", "    main()"))
-    deck = between("[target]", "phase_space =")
-    (tmp_path / "deck.toml").write_text(f'name = "own"\nseed = 1\n\n{deck}\n\n[sampler.flat]\n')
-
-    def command(*words: str, script: bool = True) -> subprocess.CompletedProcess:
-        start = [str(tmp_path / "script.py")] if script else ["-m", "latticeflow"]
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [sys.executable, *start, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-
-    done = command("sample", "deck.toml", "--sampler", "flat", "--draws", "16384", "--device", "cpu")
-    assert done.returncode == 0, done.stderr
-    value, digits = re.search(r"sigma = ([0-9.]+)\(([0-9]+)\) pb", done.stdout).groups()
-    error = int(digits) * 10.0 ** -len(value.partition(".")[2])
-    assert abs(float(value) - 10.442453 / 4) < 3 * error and error < 0.02
-    done = command("info", "runs/own")
-    assert done.returncode == 0 and "ee_scalars" in done.stdout
-    done = command("info", "runs/own", script=False)
-    assert done.returncode != 0
-    assert "unknown process 'ee_scalars'" in done.stderr and "its script starts" in done.stderr
