@@ -53,6 +53,10 @@ def test_outside_the_cube_there_is_no_density_and_no_field():
     with pytest.raises(InputError, match="1 of 4 points lie outside the unit cube, the first 2"):
         target.check_field(u)
     assert target.check_field(u[3:]) is not None
+    u[2, 0] = math.nan
+    assert target.log_prob(u).isnan().tolist() == [False, False, True, False]
+    with pytest.raises(InputError, match="the first 2"):
+        target.check_field(u)
     with pytest.raises(InputError, match=r"shape \(4, 2\); expected \[batch, 3\]"):
         target.log_prob(u[:, :2])
 

@@ -51,6 +51,7 @@ class Hypercube(Target):
         found = u.new_full((len(u),), -math.inf)
         if inside.any():
             found[inside] = self.log_integrand(u[inside])
+        found[u.isnan().any(1)] = math.nan  # whoever stores draws raises on it
         return found
 
     def inside(self, u: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ class Hypercube(Target):
         return ""
 
     def check_field(self, x: Tensor) -> Tensor:
-        outside = ((x < 0) | (x > 1)).any(1)
+        outside = ~((x >= 0) & (x <= 1)).all(1)  # NaN too
         if outside.any():
             raise InputError(
                 f"{self.kind}: {int(outside.sum())} of {len(x)} points lie outside the unit cube, the first "
