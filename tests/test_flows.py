@@ -24,7 +24,8 @@ def build(spec, shape, scale=0.15) -> Flow:
 
 
 def test_every_registered_flow_has_a_row():
-    # no density at given x, by which rows are tested (test_stochastic, test_conditional), or no scalars
+    # no density at given x, by which rows are tested (test_stochastic, test_conditional), or no scalars,
+    # or no lattice (test_cube_flows)
     others = {
         "plaquettes",
         "loops",
@@ -33,6 +34,8 @@ def test_every_registered_flow_has_a_row():
         "stochastic",
         "stochastic_gauge",
         "conditional",
+        "spline",
+        "spline_autoregressive",
     }
     assert set(flows.classes) == set(FLOWS) | others
 

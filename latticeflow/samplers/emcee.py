@@ -1,4 +1,4 @@
-"""emcee's affine-invariant ensembles (1202.3665): a third opinion on lattices of a few sites."""
+"""emcee's affine-invariant ensembles (1202.3665): a third opinion on lattices of a few sites, and on the unit cube."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -41,10 +41,8 @@ class EmceeSpec(SamplerSpec):
     def build(self, target: Target, flow: Any = None, device: str = "cpu") -> "EmceeSampler":
         """The sampler. Raises `InputError` for too many sites, too few walkers or a measure that is not flat."""
         dim = int(np.prod(target.event_shape))
-        if target.measure != "lebesgue":
-            raise InputError(
-                f"emcee: target '{target.kind}' has the measure '{target.measure}'; expected 'lebesgue'"
-            )
+        if target.measure == "haar":
+            raise InputError(f"emcee: target '{target.kind}' has the measure 'haar'; expected a flat one")
         if dim > self.largest:
             raise InputError(
                 f"emcee: {dim} dimensions; expected at most largest = {self.largest}, since ensemble moves do "
@@ -73,8 +71,14 @@ class EmceeSampler(Sampler):
         self.chains = spec.walkers
 
     def start(self, stream: int, rng: np.random.Generator) -> State:
-        """Walkers from N(0, 1/4) at every site, after `thermalisation` moves."""
-        x = 0.5 * normal(rng, (self.chains, *self.target.event_shape), dtype=torch.float64).numpy()
+        """Walkers from N(0, 1/4) at every site, on the cube uniform inside the cuts, after `thermalisation` moves.
+
+        Raises `InputError` where a million points of the cube are all outside.
+        """
+        if self.target.measure == "hypercube":
+            x = self._inside(rng)
+        else:
+            x = 0.5 * normal(rng, (self.chains, *self.target.event_shape), dtype=torch.float64).numpy()
         state: State = {"x": x, "log_prob": self._log_prob(x.reshape(self.chains, -1))}
         for x, log_prob in self._moves(state, self.spec.thermalisation, rng):
             state = {"x": x, "log_prob": log_prob}
@@ -103,6 +107,19 @@ class EmceeSampler(Sampler):
             info={"acceptance": acceptance},
         )
         return draws, {"x": xs[-1].copy(), "log_prob": log_probs[-1].copy()}
+
+    def _inside(self, rng: np.random.Generator, tries: int = 100, size: int = 10_000) -> np.ndarray:
+        """Uniform points of the cube whose log_prob is finite, `[walkers, dim]`."""
+        found = np.empty((0, *self.target.event_shape))
+        for _ in range(tries):
+            x = rng.random((size, *self.target.event_shape))
+            found = np.concatenate([found, x[np.isfinite(self._log_prob(x))]])
+            if len(found) >= self.chains:
+                return found[: self.chains]
+        raise InputError(
+            f"emcee: {len(found)} of {tries * size:,} uniform points have weight, {self.chains} walkers need one each: "
+            "do the cuts leave anything?"
+        )
 
     def _moves(
         self, state: State, moves: int, rng: np.random.Generator
