@@ -5,10 +5,8 @@ import torch
 
 from latticeflow.collider import process
 from latticeflow.observables import observables
-from latticeflow.random import Purpose
+from latticeflow.production.sample import sample_run
 from latticeflow.samplers.base import Draws, Sampler, SamplerSpec, samplers
-from latticeflow.store import Ensemble
-from latticeflow.targets import targets
 
 torch.set_num_threads(1)
 
@@ -51,27 +49,49 @@ class OtherSpec(PowerSpec):
     power: float = 1.6
 
 
-def draw(run, kind, blocks, seed=5, **settings):
-    """What `latticeflow sample` does, on one rank; the ensemble."""
-    spec = samplers.find(kind)(**settings)
-    target = run.deck.target
-    sampler = spec.build(target)
-    ensemble = Ensemble.create(
-        run.ensemble(kind),
-        sampler=kind,
-        settings=spec.model_dump(mode="json"),
-        target=targets.table(target),
-        seed=seed,
-        weights=None,
-        chains=0,
-        interacting=False,
-        weighted=True,
-    )
-    for stream in range(blocks):
-        if (stream, 0) not in ensemble.present:
-            drawn, _ = sampler.draw(None, spec.block, ensemble.generator(Purpose.DRAW, stream, 0))
-            ensemble.write(stream, 0, drawn, None, seconds=0.25)
-    return ensemble
+def draw(run, kind, blocks, **settings):
+    """`latticeflow sample`, of so many blocks; the ensemble."""
+    overrides = [f"sampler.{kind}.{name}={value}" for name, value in settings.items()]
+    size = settings.get("block", samplers.find(kind)().block)
+    return sample_run(run, sampler=kind, draws=blocks * size, overrides=overrides, device="cpu")
+
+
+class Walk(Sampler):
+    """Metropolis with steps of one size, periodic in the cube: chains without weights."""
+
+    def __init__(self, target, spec):
+        self.target, self.spec, self.chains = target, spec, spec.chains
+
+    def start(self, stream, rng):
+        x = rng.random((self.chains, self.target.dim))
+        for _ in range(200):
+            x = self._step(x, rng)
+        return {"x": x}
+
+    def _step(self, x, rng):
+        new = (x + self.spec.size * rng.normal(size=x.shape)) % 1
+        after, before = (self.target.log_prob(torch.from_numpy(one)).numpy() for one in (new, x))
+        move = np.log(rng.random(len(x))) + before < after
+        return np.where(move[:, None], new, x)
+
+    def draw(self, state, n, rng):
+        x, steps = state["x"], []
+        for _ in range(n // self.chains):
+            x = self._step(x, rng)
+            steps.append(x)
+        draws = torch.from_numpy(np.concatenate(steps))
+        return Draws(draws, self.target.log_prob(draws).numpy()), {"x": x}
+
+
+@samplers.add("test_walk")
+class WalkSpec(SamplerSpec):
+    block: int = 8192
+    streams: int = 2
+    chains: int = 64
+    size: float = 0.25
+
+    def build(self, target, flow=None, device="cpu"):
+        return Walk(target, self)
 
 
 def _in_cube(target):

@@ -25,7 +25,7 @@ ENERGY = 91.2
 
 def make_run(tmp_path, process, energy=ENERGY, **target):
     deck = {
-        "name": process.replace("_", "-"),
+        "name": "events",
         "seed": 1,
         "target": {
             "kind": "matrix_element",
@@ -286,3 +286,44 @@ def test_a_disk_that_refuses(run, tmp_path, monkeypatch, suffix):
     with pytest.raises(WriteFailed, match="No space left"):
         export_run(run, tmp_path / f"full{suffix}", "test_power", events="weighted")
     assert not list(tmp_path.glob("*full*")) and not list(tmp_path.glob(".*"))
+
+
+def test_hadrons(tmp_path):
+    """Beams are protons, partons what they may be and as often as their share says; remnants take the rest."""
+    process = {"kind": "drell_yan", "mass_min": 60.0, "mass_max": 120.0}
+    run = make_run(tmp_path, process, energy=14000.0)
+    draw(run, "test_flat", 2)
+    export_run(run, tmp_path / "dy.lhe", "test_flat", events="weighted")
+    export_run(run, tmp_path / "dy.hepmc", "test_flat", events="weighted")
+    file = pylhe.LHEFile.fromfile(tmp_path / "dy.lhe")
+    init = file.init.initInfo
+    assert (init.beamA, init.beamB, init.energyA, init.energyB) == (2212, 2212, 7000, 7000)
+    found = list(file.events)
+    target, events = run.deck.target, Events(open_ensemble(run, "test_flat"), run.deck.target, "weighted")
+    u = torch.from_numpy(np.concatenate([x for _, x, _ in events.pieces()]))
+    shares, pairs = target.channel_weights(u).numpy(), target.process.channels
+    for number, pair in enumerate(pairs):
+        seen = np.array([tuple(q.id for q in event.particles[:2]) == pair for event in found])
+        expected = shares[:, number]
+        error = math.sqrt((expected * (1 - expected)).sum())
+        assert seen.sum() == pytest.approx(expected.sum(), abs=4 * error)
+    for event in found:
+        p = momenta(event)
+        np.testing.assert_allclose(p[:2].sum(0), p[2:].sum(0), atol=1e-9)
+        assert event.eventinfo.scale == pytest.approx(math.sqrt(4 * p[0, 0] * p[1, 0]), rel=1e-9)
+        assert 60 <= event.eventinfo.scale <= 120 and event.eventinfo.aqed == target.process.alpha
+        singlet([q.id for q in event.particles], 2, np.array([(q.color1, q.color2) for q in event.particles]))
+    with pyhepmc.open(tmp_path / "dy.hepmc") as file:
+        for number, event in enumerate(file):
+            assert [one.pid for one in event.beams] == [2212, 2212]
+            assert [one.momentum.e for one in event.beams] == [7000, 7000]
+            partons = [one for one in event.particles if one.status == 3 and one.pid != 82]
+            assert [one.pid for one in partons] == [q.id for q in found[number].particles[:2]]
+            for vertex in event.vertices:
+                for name in ("e", "px", "py", "pz"):
+                    into, out = (
+                        sum(getattr(one.momentum, name) for one in side)
+                        for side in (vertex.particles_in, vertex.particles_out)
+                    )
+                    assert into == pytest.approx(out, abs=1e-8)
+            assert len([one for one in event.particles if one.status == 1]) == 2

@@ -236,3 +236,14 @@ def test_fields_kept_of_every_other_draw(run):
         kept = {row.tobytes() for data in ensemble.iterate("x") for row in data["x"]}
         assert {row.tobytes() for row in np.concatenate(x)} <= kept
     assert Events(ensemble, target, "weighted").n == 4 * 512
+
+
+def test_memory_of_the_tail():
+    """A piece at a time of 2e6 weights: what is kept is some 2 (1 - q) N of them."""
+    n = 2_000_000
+    found, rng = WeightTail(n), np.random.default_rng(7)
+    for _ in range(100):
+        found.feed(np.log(rng.exponential(size=n // 100)))
+        assert len(found._top) <= 2 * n // 1000 + 66
+    one = found.summary()
+    assert one.efficiency == pytest.approx(0.999 / math.log(1000), abs=4 * one.efficiency_error)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -57,9 +58,7 @@ class Comparison:
 
     @property
     def _cube(self) -> Hypercube:
-        target = self.run.deck.target
-        assert isinstance(target, Hypercube)
-        return target
+        return cast(Hypercube, self.run.deck.target)
 
     def z_pull(self, other: str) -> float | None:
         """The pull of Z; None where one of the two knows none."""

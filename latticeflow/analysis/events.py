@@ -114,8 +114,7 @@ class Events:
     def pieces(self) -> Iterator[Piece]:
         """Key, events `[n, *event_shape]` and weights `[n]` of one block after another."""
         if self._rows is not None:
-            keys = (key for key, at, _ in self._rows._places() if len(at))
-            for key, piece in zip(keys, self._rows.pieces("x")):
+            for key, piece in self._rows.keyed("x"):
                 yield key, piece["x"], np.full(len(piece["x"]), self._factor)
             return
         kept = self.ensemble.kept_rows

@@ -58,6 +58,10 @@ class Rows:
 
     def pieces(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
         """These columns for the rows of one block after another."""
+        return (piece for _, piece in self.keyed(*names))
+
+    def keyed(self, *names: str) -> Iterator[tuple[Key, dict[str, np.ndarray]]]:
+        """`pieces`, each with the block's key."""
         carried: dict[str, np.ndarray] = {}
         for key, at, places in self._places():
             rows = {name: places[name] for name in names if name in places}
@@ -68,7 +72,7 @@ class Rows:
                     rows[name][at < 0] = carried[name]
                 carried[name] = rows[name][-1].copy()
             if len(at):
-                yield {name: rows[name] for name in names}
+                yield key, {name: rows[name] for name in names}
 
     def _read(self, key: Key, names: list[str]) -> dict[str, np.ndarray]:
         """Columns of one block's draws; `x` has the kept ones alone."""

@@ -1,6 +1,7 @@
 """What is said of an ensemble in a few lines, after drawing and by `info`."""
 
 from collections.abc import Iterator
+from typing import cast
 
 from ..errors import StatisticsError, WriteFailed
 from ..statistics import Integration, bracket, integrate, mean
@@ -62,8 +63,7 @@ def weight_line(found: Integration) -> str:
 
 
 def _integral(ensemble: Ensemble) -> Iterator[str]:
-    target = targets.parse(ensemble.target)
-    assert isinstance(target, Hypercube)
+    target = cast(Hypercube, targets.parse(ensemble.target))
     found = integrate((data["log_w"] for data in ensemble.iterate("log_w")), ensemble.draws)
     value = bracket(found.weights.z, found.weights.z_error)
     yield f"{integral_name(target)} = {value} {target.unit}".rstrip()
