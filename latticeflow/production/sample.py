@@ -115,8 +115,10 @@ def _sample(
     spec = ranks.broadcast(settled)
     with ranks.root_first():
         built, weights = _build(run, spec, where)
-        if ranks.root and not (run.path / "deck.toml").is_file():  # late: a failure leaves no folder
-            Run.create(run.deck, run.path)
+        if ranks.root:
+            run.deck.target.require_support()
+            if not (run.path / "deck.toml").is_file():  # late: a failure leaves no folder
+                Run.create(run.deck, run.path)
     with run_lock(run.path, ranks):
         with ranks.root_first():
             origin = {"deck": run.deck.toml(), **conditions(built, spec, where)}

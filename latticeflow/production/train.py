@@ -180,6 +180,7 @@ def _walk(deck: Deck) -> None:
     for stage in plan(_settings(deck), deck.target):
         before, flow = flow, build_flow(deck, stage.target)
         require_trainable(flow, stage.settings)
+        stage.target.require_support()
         if before is not None and before.event_shape != flow.event_shape:
             flow.adopt(before)
 

@@ -69,6 +69,9 @@ class Target(Spec):
         """A number of each configuration that HMC is slow to change, `[batch]`: the squared mean field."""
         return x.flatten(1).mean(1).square()
 
+    def require_support(self) -> None:
+        """Raises `InputError` where the density vanishes everywhere (cuts), before anything is drawn or trained."""
+
     def at(self, **couplings: float) -> Self:
         """The same target at other couplings. Raises `InputError` for one that it does not have."""
         return type(self)(**(self.model_dump() | couplings)) if couplings else self
