@@ -1,4 +1,4 @@
-"""latticeflow: exact flow sampling for field theories.
+"""latticeflow: exact flow sampling for field theories and collider events.
 
     target (log_prob) -> flow (trained by reverse KL) -> draws with log_w -> Metropolis -> estimates with errors
 
@@ -17,13 +17,15 @@ _HOME = {
     "random": ["Purpose", "stream"],
     "errors": ["LatticeflowError"],
     "statistics": ["forward_weights", "jackknife", "mean", "summarise_weights", "tau_int"],
-    "targets": ["FreeField", "Phi4", "Schwinger", "Target", "Wilson"],
+    "targets": ["Camel", "FreeField", "Hypercube", "Phi4", "Schwinger", "Target", "Wilson"],
+    "collider": ["Cuts", "MatrixElement", "PhaseSpace", "Process", "process"],
     "observables": ["measure", "observables"],
     "flows": ["Affine", "Continuous", "Flow", "Split", "Symmetrised", "SymmetrisedFlow", "Tutorial"],
     "flows.conditional": ["Conditional", "ConditionalFlow"],
     "flows.gauge_coupling": ["GaugeCoupling"],
     "flows.loops": ["Loops"],
     "flows.plaquettes": ["Plaquettes"],
+    "flows.spline": ["AutoregressiveSpline", "Spline"],
     "flows.stochastic": ["Stochastic"],
     "flows.stochastic_gauge": ["StochasticGauge"],
     "flows.trivializing": ["Trivializing"],
@@ -40,6 +42,7 @@ _HOME = {
         "PseudofermionsSpec",
         "Sampler",
     ],
+    "samplers.vegas": ["FlatSpec", "VegasSpec"],
     "correction": ["metropolis", "reweight", "unweight"],
     "store": ["Ensemble"],
     "store.nersc": ["read_nersc", "write_nersc"],

@@ -49,7 +49,10 @@ TimeLimit = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Stop in time: seconds, MM:SS, HH:MM:SS or D-HH:MM:SS since the start."),
 ]
-SamplerName = Annotated[str, typer.Option(help="flow, hmc, cluster, annealed, hybrid, emcee or exact.")]
+SamplerName = Annotated[
+    str,
+    typer.Option(help="flow, hmc, cluster, heatbath, annealed, hybrid, emcee, exact; of events vegas, flat."),
+]
 
 
 @app.command()
