@@ -208,8 +208,7 @@ class _Training:
 
     def _stored_pool(self) -> Pool | None:
         """What `_left` stored with the checkpoint that training goes on from; every rank reads it."""
-        assert self.good is not None
-        tensors = ckpt.load_pool(self.good)
+        tensors = ckpt.load_pool(self.good) if self.good else None
         return Pool.of(tensors, next(self.flow.parameters())) if tensors else None
 
     def step(self, stop: Callable[[], str | None]) -> None:
