@@ -91,6 +91,17 @@ def test_rambo_treats_all_particles_alike(n):
     assert off(invariants(space.forward(u, energy)[0])[:, 0, 1], 2 / (n * (n - 1))) > 10
 
 
+def _stretched(draw, u, low, high, start, width):
+    """What is on [0, 1], on [low, high]."""
+    x, slope = draw(u, torch.full_like(u, start), width)
+    return low + (high - low) * x, slope + (high - low).log()
+
+
+def _squeezed(find, x, low, high, start, width):
+    u, slope = find((x - low) / (high - low), torch.full_like(x, start), width)
+    return u, slope + (high - low).log()
+
+
 @pytest.mark.parametrize(
     ("draw", "find", "density", "arguments"),
     [
@@ -102,6 +113,15 @@ def test_rambo_treats_all_particles_alike(n):
                 (nu, 0.5),
             )
             for nu in (-1.0, 0.0, 0.7, 1.0, 1.0 + 1e-9, 2.5)
+        ),
+        *(
+            (
+                lambda u, low, high, *rest: _stretched(densities.onset, u, low, high, *rest),
+                lambda x, low, high, *rest: _squeezed(densities.onset_inverse, x, low, high, *rest),
+                lambda x, start=start: start + 1 - 0.09 / ((x - 1) / 8 + 0.3) ** 2,
+                (start, 0.3),
+            )
+            for start in (0.0, 0.02, 2.0)
         ),
         (
             densities.breit_wigner,

@@ -62,6 +62,30 @@ def breit_wigner_inverse(
     return (offset.atan() - start) / span, (span * unit).log() + offset.square().log1p()
 
 
+def onset(u: Tensor, start: Tensor, width: float) -> tuple[Tensor, Tensor]:
+    """x on [0, 1] of density proportional to `start + 1 - width^2 / (x + width)^2`, and `log dx/du`.
+
+    It rises from `start` within about the width; its integral `x^2 / (x + width) + start x` is inverted by a quadratic.
+    """
+    total = 1 / (1 + width) + start
+    g = total * u
+    b = start * width - g
+    root = (b.square() + 4 * (1 + start) * width * g).sqrt()
+    x = torch.where(b > 0, 2 * width * g / (b + root), (root - b) / (2 * (1 + start)))
+    return x, _onset_slope(x, start, width)
+
+
+def onset_inverse(x: Tensor, start: Tensor, width: float) -> tuple[Tensor, Tensor]:
+    """u of x, and `log dx/du` as `onset` gives it."""
+    u = (x.square() / (x + width) + start * x) / (1 / (1 + width) + start)
+    return u, _onset_slope(x, start, width)
+
+
+def _onset_slope(x: Tensor, start: Tensor, width: float) -> Tensor:
+    density = start + x * (x + 2 * width) / (x + width).square()
+    return (1 / (1 + width) + start).log() - density.log()
+
+
 def peaked_angle(u: Tensor, k: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
     """An angle in [-largest, largest], of density proportional to `1 / (k^2 cos^2(x/2) + sin^2(x/2))`, and `log dx/du`.
 
