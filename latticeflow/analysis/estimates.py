@@ -48,7 +48,9 @@ class Row:
 
     @property
     def tau_text(self) -> str:
-        return self.problem or bracket(self.tau.value, self.tau.error)  # type: ignore[union-attr]
+        if self.problem or self.tau is None:
+            return self.problem or "-"
+        return bracket(self.tau.value, self.tau.error) if self.tau.error else f"{self.tau.value:g}"
 
     def pull(self, other: "Row") -> float | None:
         """`(a - b) / sqrt(sigma_a^2 + sigma_b^2)`, None where one of the two has no estimate."""

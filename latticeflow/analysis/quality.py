@@ -32,8 +32,8 @@ ORDER = (
     "training_seconds",
     "independent",
     "cost",
-    "cost_unweighted",
     "cost_with_start",
+    "cost_unweighted",
 )
 
 
@@ -98,7 +98,7 @@ def _integral(series: Series) -> dict[str, Figure]:
     if kept is None:
         return found | {"efficiency": Figure(f"{label} at 99.9 %", "undefined")}
     return found | {
-        "survival": _figure("share of draws with a weight", kept.survival, kept.survival_error),
+        "survival": _figure("share of draws with a weight", kept.survival, kept.survival_error or None),
         "efficiency": _figure(
             f"{label} at {100 * kept.quantile:g} %", kept.efficiency, kept.efficiency_error
         ),
