@@ -5,30 +5,33 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from . import collider  # noqa: F401 (its targets register themselves)
+from .baselines.base import ModelSpec, models
 from .errors import InputError
 from .flows.spec import FlowSpec, flows
 from .samplers.base import SamplerSpec, samplers
 from .spec import Spec, explain
 from .targets import Target, targets
+from .training.fit_settings import FitSettings
 from .training.settings import TrainSettings
 from .training.stages import plan
 
 
 class Deck(Spec):
-    """A run's settings: `name`, `seed`, `[target]`, `[flow]`, `[train]`, `[sampler.NAME]`.
+    """A run's settings: `name`, `seed`, `[target]`, `[flow]` or `[model]`, `[train]`, `[sampler.NAME]`.
 
-    The tables are the library's own classes: `[target] kind = "phi4"` is `Phi4(...)`. Samplers without a
-    table have their defaults.
+    `[train]` is `TrainSettings` of a flow and `FitSettings` of a model that learns from data. The tables are the
+    library's own classes: `[target] kind = "phi4"` is `Phi4(...)`. Samplers without a table have their defaults.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = Field(ge=0)
     target: Target
     flow: FlowSpec | None = None
-    train: TrainSettings | None = None
+    model: ModelSpec | None = None
+    train: TrainSettings | FitSettings | None = None
     sampler: dict[str, SamplerSpec] = Field(default_factory=dict)
 
     @field_validator("target", mode="before")
@@ -40,6 +43,20 @@ class Deck(Spec):
     @classmethod
     def _flow(cls, value):
         return flows.parse(value) if isinstance(value, dict) else value
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model(cls, value):
+        return models.parse(value) if isinstance(value, dict) else value
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _train(cls, value, info: ValidationInfo):
+        if not isinstance(value, dict):
+            return value
+        if "model" not in info.data:  # [model] is wrong, and that is said already
+            return None
+        return TrainSettings(**value) if info.data["model"] is None else FitSettings(**value)
 
     @field_validator("sampler", mode="before")
     @classmethod
@@ -53,9 +70,17 @@ class Deck(Spec):
 
     @model_validator(mode="after")
     def _whole(self):
-        if self.train is not None and self.flow is None:
-            raise InputError("the deck has [train] but no [flow] to train")
-        if self.train is not None:
+        if self.flow is not None and self.model is not None:
+            raise InputError(
+                "the deck has both [flow] and [model]: a run trains one of them; make a run for each, and compare "
+                "them with latticeflow diagnose"
+            )
+        if self.train is not None and self.flow is None and self.model is None:
+            raise InputError("the deck has [train] but no [flow] or [model] to train")
+        wanted = TrainSettings if self.model is None else FitSettings
+        if self.train is not None and not isinstance(self.train, wanted):
+            raise InputError(f"train: {type(self.train).__name__}; expected {wanted.__name__}")
+        if isinstance(self.train, TrainSettings):
             plan(self.train, self.target)  # raises for a bad one
         return self
 
@@ -92,6 +117,8 @@ class Deck(Spec):
         table: dict[str, Any] = {"name": self.name, "seed": self.seed, "target": targets.table(self.target)}
         if self.flow is not None:
             table["flow"] = flows.table(self.flow)
+        if self.model is not None:
+            table["model"] = models.table(self.model)
         if self.train is not None:
             table["train"] = self.train.model_dump(mode="json", exclude_none=True)
         if self.sampler:

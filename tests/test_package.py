@@ -33,7 +33,7 @@ LAYERS = [
     {"observables"},
     {"transforms"},
     {"flows"},
-    {"samplers"},
+    {"samplers", "baselines"},
     {"correction"},
     {"store"},
     {"training"},

@@ -186,7 +186,7 @@ def _walk(deck: Deck) -> None:
 
 
 def _settings(deck: Deck) -> TrainSettings:
-    if deck.flow is None or deck.train is None:
+    if deck.flow is None or not isinstance(deck.train, TrainSettings):
         raise InputError(f"{deck.name}: training needs both [flow] and [train] in the deck")
     return deck.train
 

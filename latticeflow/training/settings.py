@@ -155,9 +155,14 @@ class TrainSettings(Spec):
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the step counted from 0: linear warm-up, then the decay."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        if self.decay == "constant":
-            return self.lr
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+        return learning_rate(step, self.steps, self.lr, self.warmup, self.decay)
+
+
+def learning_rate(step: int, steps: int, lr: float, warmup: int, decay: str) -> float:
+    """Rate of a step counted from 0: linear warm-up to `lr`, then half a cosine to 0, or constant."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    if decay == "constant":
+        return lr
+    done = (step - warmup) / max(1, steps - warmup)
+    return lr * 0.5 * (1 + math.cos(math.pi * done))
