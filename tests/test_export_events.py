@@ -95,6 +95,11 @@ def test_les_houches(run, tmp_path, suffix, mode):
         assert event.eventinfo.scale == pytest.approx(ENERGY) and event.eventinfo.pid == 1
         assert all(q.spin == 9 and q.m == 0 for q in event.particles)
     assert file.header.extra_elements[0].text.strip() == run.deck.toml().strip()
+    with pyhepmc.open(out) as again:  # HepMC3's own reader of Les Houches files
+        others = list(again)
+    assert [one.weights[0] for one in others] == pytest.approx(weights.tolist(), rel=1e-12)
+    q = np.array([[[one.momentum.e, *list(one.momentum)[:3]] for one in other.particles] for other in others])
+    np.testing.assert_allclose(q, p, rtol=1e-14, atol=1e-14)
     assert not list(tmp_path.glob(".*"))
 
 

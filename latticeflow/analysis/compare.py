@@ -274,7 +274,9 @@ def _plots(
     trained = [name for name, series in all_series.items() if series.ensemble.weights]
     if log and trained:
         log_z = weights[trained[0]][1].log_z if trained[0] in weights else None
-        drawn["training"] = plots.training(log, log_z), "Training: loss and effective sample size."
+        divergence = getattr(result.run.deck.train, "objective", None) == "importance"
+        caption = "Training: loss and effective sample size."
+        drawn["training"] = plots.training(log, log_z, divergence), caption
     if weights:
         caption, density = "Log-weights of the proposals, log w = −S − log q, relative to log Z.", "e^{-S}"
         if result.integration:

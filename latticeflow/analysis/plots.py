@@ -55,8 +55,10 @@ def styled(draw):
 
 
 @styled
-def training(log: list[dict], log_z: float | None = None) -> Figure:
+def training(log: list[dict], log_z: float | None = None, divergence: bool = False) -> Figure:
     """Reverse-KL loss and ESS with its error against the optimiser step; `-log Z` is the loss's bound.
+
+    `divergence`: the loss is one of normalised densities (`training.importance`), and 0 its bound.
 
     The stages of a plan have targets of their own, and so other bounds: theirs is the loss above it, `<log q + S> + log Z`,
     log Z being that of the stage's last line, or `log_z` for the last stage. Dotted lines are the ends of stages.
@@ -68,7 +70,7 @@ def training(log: list[dict], log_z: float | None = None) -> Figure:
     plan, width, seen = len(stages) > 1, max(1, len(lines) // 50), []
     for k, own in enumerate(stages):
         step, loss = np.array([(line["step"], line["loss"]) for line in own]).T
-        if plan:
+        if plan and not divergence:
             loss = loss + (log_z if log_z is not None and own is stages[-1] else own[-1]["log_z"])
         seen.append(loss)
         style: Any = {"marker": "."} if width == 1 else {"alpha": 0.35}
@@ -81,15 +83,15 @@ def training(log: list[dict], log_z: float | None = None) -> Figure:
             for axes in (above, below):
                 axes.axvline(step[-1], color="black", linestyle=":", linewidth=1)
     low, high = np.quantile(np.concatenate(seen), [0.0, 0.97])
-    bound = 0.0 if plan else None if log_z is None else -log_z
+    bound = 0.0 if plan or divergence else None if log_z is None else -log_z
     if bound is not None:
-        above.axhline(bound, color="black", linestyle="--", linewidth=1, label=None if plan else r"$-\log Z$")
+        label = None if bound == 0 else r"$-\log Z$"
+        above.axhline(bound, color="black", linestyle="--", linewidth=1, label=label)
         low = min(low, bound)
     margin = 0.05 * (high - low) or 0.5  # a log of one line has no spread
     above.set_ylim(low - margin, high + margin)
-    above.set_ylabel(
-        r"$\langle \log q + S \rangle + \log Z$" if plan else r"loss  $\langle \log q + S \rangle$"
-    )
+    name = r"$\langle \log q + S \rangle + \log Z$" if plan else r"loss  $\langle \log q + S \rangle$"
+    above.set_ylabel(r"loss  $D_\alpha(p\, \Vert\, q)$" if divergence else name)
     if above.get_legend_handles_labels()[0]:
         above.legend()
     measured = [line for line in log if line.get("ess") is not None]
