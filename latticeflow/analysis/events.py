@@ -46,6 +46,7 @@ class Events:
     ):
         if mode not in MODES:
             raise InputError(f"events = '{mode}'; expected {', '.join(MODES)}")
+        ensemble.require_exact("events of a known cross section")
         if not ensemble.weighted or ensemble.chains:
             raise InputError(
                 f"{ensemble.path}: sampler '{ensemble.sampler}' stores no log-weights, so it knows no cross section; "

@@ -39,7 +39,9 @@ class Rows:
         self.ensemble = ensemble
         self.size, self.C = ensemble.settings["block"], ensemble.chains
         self.corrected = ensemble.weighted and not proposals
-        if proposals and not ensemble.weighted:
+        if not proposals:
+            ensemble.require_exact("chain to export (--proposals exports the raw draws)")
+        elif ensemble.exact and not ensemble.weighted:
             raise InputError(
                 f"{ensemble.path}: sampler '{ensemble.sampler}' has no log-weights and no proposals; export it "
                 "without --proposals"
@@ -47,10 +49,10 @@ class Rows:
         only_observables = observables or ensemble.keep_fields == 0
         self.measured = Measured(ensemble, target, Ranks()) if only_observables else None
         names = ["x"] if self.measured is None else [GROUP + name for name in self.measured.names]
-        names += ["log_prob", "log_w", "weight"] if proposals else ["log_prob"]
+        names += ["log_prob", "log_w", "weight"] if proposals and ensemble.weighted else ["log_prob"]
         # draws of a block that are exported
         self.kept = np.arange(self.size) if self.measured else ensemble.kept_rows
-        self.log_mean = self._log_mean_weight() if proposals else 0.0
+        self.log_mean = self._log_mean_weight() if proposals and ensemble.weighted else 0.0
         key, _, places = next(self._places())
         first = self._read(key, names) | places
         self.columns = {name: (a.dtype, a.shape[1:]) for name, a in first.items()}

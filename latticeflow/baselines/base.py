@@ -5,7 +5,7 @@ turns. The loop is `training/fit.py`; a model tells it who moves (`turn`), what 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -77,11 +77,15 @@ class Model(nn.Module):
         On a lattice those of each channel over all sites, of events of each component, so that inward(x) has mean 0 and
         variance 1. Walks twice; sums in float64. Raises `InputError` for data without a configuration.
         """
-        axes = (0, *range(2, 2 + len(self.coordinates.sides)))
-        mean = _mean(data, lambda y: y, self)
+        axes = tuple(range(1, 1 + len(self.coordinates.sides)))
+
+        def numbers(x: Tensor) -> Tensor:
+            return self.coordinates(x.to(self.mean.device).double())
+
+        mean = mean_over(data, numbers)
         if not self.per_component:
             mean = _over(mean, axes)
-        variance = _mean(data, lambda y: (y - mean).square(), self)
+        variance = mean_over(data, lambda x: (numbers(x) - mean).square())
         variance = variance.mean() if self.per_component else _over(variance, axes)
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(variance > 0, variance, 1.0).sqrt())
@@ -127,20 +131,29 @@ class Model(nn.Module):
         return self.coordinates.log_det(x) - self.scale.double().log().sum()
 
 
-def _mean(data: Data, of, model: Model) -> Tensor:
-    """The mean of `of(y)` over all configurations, float64 `[channels, *sides]`."""
-    total, n = torch.zeros(model.coordinates.shape, dtype=torch.float64, device=model.mean.device), 0
+def mean_over(data: Data, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """The mean over all configurations of `of(x)`, which has a row for each; float64. Raises `InputError` for no data."""
+    total, n = torch.zeros((), dtype=torch.float64), 0
     for x in data:
-        total += of(model.coordinates(x.to(model.mean.device)).double()).sum(0)
-        n += len(x)
+        part = of(x).double().sum(0)
+        total, n = total.to(part.device) + part, n + len(x)
     if not n:
         raise InputError("a model needs at least one configuration to begin with")
     return total / n
 
 
+def covariance(data: Data, of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean `[d]` and covariance `[d, d]` (over n) of `of(x)` `[n, d]`, float64, in two walks and constant memory."""
+    mean = mean_over(data, of)
+    total, n = mean.new_zeros(len(mean), len(mean)), 0
+    for x in data:
+        centred = of(x).double() - mean
+        total, n = total + centred.T @ centred, n + len(x)
+    return mean, total / n
+
+
 def _over(mean: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Means over sites, in the shape that they came in."""
-    axes = tuple(axis - 1 for axis in axes if axis)
     return mean.mean(axes, keepdim=True).expand_as(mean) if axes else mean
 
 

@@ -105,6 +105,10 @@ class SamplerSpec(Spec):
 
     kind: ClassVar[str]
     needs_flow: ClassVar[bool] = False  # `build` needs a trained flow, whose weights identify the ensemble
+    needs_model: ClassVar[bool] = False  # the same of a model that learned from data
+    exact: ClassVar[bool] = (
+        True  # draws, with their log_w where they have one, give the target's expectation values
+    )
     checks: ClassVar[set[str]] = {"density_tolerance"}  # settings that draws do not depend on
     block: int = Field(gt=0)
     precision: Literal["float32", "float64"] = "float64"

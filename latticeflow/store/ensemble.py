@@ -268,11 +268,7 @@ class Ensemble:
         files.write_block(self.path, stream, block, draws, self.kept_rows, state, measured or {}, attributes)
 
     def _total(self, name: str, keys: list[Key]) -> float:
-        total = 0.0
-        for key in keys:
-            with files.open_block(self.path, *key, self.identity) as file:
-                total += float(file.attrs.get(name, 0.0))
-        return total
+        return sum(float(self.attributes(*key).get(name, 0.0)) for key in keys)
 
     @property
     def seconds(self) -> float:
@@ -294,7 +290,22 @@ class Ensemble:
         pieces = [data["log_w"] for data in self.iterate("log_w")]
         return np.concatenate(pieces) if pieces else np.empty(0)
 
+    @property
+    def exact(self) -> bool:
+        """Whether draws, corrected by their log-weights where they have any, are distributed as the target."""
+        return samplers.find(self.sampler).exact
+
+    def require_exact(self, what: str) -> None:
+        """Raise `InputError` where the draws are those of a model without a density, so that `what` cannot be made."""
+        if not self.exact:
+            raise InputError(
+                f"{self.path}: no {what} from draws of sampler '{self.sampler}': a model learned from data has no exact "
+                "density q (a GAN none at all, a VAE a bound), so no log-weight log p - log q to correct with; its draws "
+                "stay approximate. Take a flow, or hmc"
+            )
+
     def _require_weighted(self) -> None:
+        self.require_exact("Metropolis chain")
         if not self.weighted:
             raise InputError(
                 f"{self.path}: sampler '{self.sampler}' stores no log-weights, nothing to correct"

@@ -2,13 +2,17 @@
 
 A batch is cut into pieces of 64 as the noise is (`parallel.py`); piece j of step t has the stream (seed, DATA, 1, t, j). Of
 an ensemble larger than `MEMORY` a part is held at a time: as many blocks as fit, chosen anew every `WINDOW` steps by the
-stream (seed, DATA, 0, step // WINDOW). So a batch depends on seed and step alone, not on ranks or on a resume.
+stream (seed, DATA, 0, step // WINDOW). So a batch depends on seed and step alone, not on ranks or on a resume. Held-out
+configurations have 5 in place of 1; those that are walked one after another the stream (seed, DATA, 4, walk, block).
 """
 
+import copy
 import hashlib
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,8 +25,10 @@ from ..spec import differences
 from ..store import Ensemble
 from ..store.block import Key
 from ..targets import LatticeTarget, Target, targets
+from .fit_settings import FitSettings
 from .parallel import Group, cut
 from .settings import TrainSettings
+from .split import auto_thin, held_out, units
 
 MEMORY = 1 << 28  # bytes of fields held by a rank; with WINDOW part of what a seed means: never change
 WINDOW = 512
@@ -34,20 +40,68 @@ class Configurations:
 
     Chains (HMC, emcee, hybrid) are their own draws, every `thin`-th step of each. Of a sampler with weights (a flow) the
     entries of its Metropolis chain are taken, every `thin`-th: what is learned from is distributed as p and not as q.
+    `thin = "auto"`: by the autocorrelation time (`split.auto_thin`); what it came to is then `thin`. `test_share`: of the
+    chains that are held out (`split.held_out`), whose configurations are those of `held_out()` and never among these.
 
-    Raises `InputError` for an ensemble of another target or without fields or draws, for weighted draws whose fields
-    are not all kept, and where `augment` is asked for and the target has not all those symmetries.
+    Raises `InputError` for an ensemble of another target, of a sampler that is only near it, or without fields or draws, for
+    weighted draws whose fields are not all kept, where `augment` is asked for and the target has not all those symmetries,
+    and what `split` raises.
     """
 
-    def __init__(self, path: Path, target: Target, seed: int, thin: int = 1, augment: bool = True):
+    def __init__(
+        self,
+        path: Path,
+        target: Target,
+        seed: int,
+        thin: int | Literal["auto"] = 1,
+        augment: bool = True,
+        test_share: float = 0.0,
+    ):
         self.ensemble, self.target, self.seed = Ensemble.open(path).snapshot(), target, seed
         self._check()
         self.keys = self.ensemble.blocks
-        self._rows = self._entries(thin) if self.ensemble.weighted else self._steps(thin)
-        if not sum(map(len, self._rows)):
-            raise InputError(f"{path} holds no configuration to learn from; draw some, or lower train.thin")
-        self._window, self._x = -1, torch.empty(0)
+        self.thin = auto_thin(self.ensemble, target) if thin == "auto" and self.keys else int(thin)
+        rows = self._entries(self.thin) if self.ensemble.weighted else self._steps(self.thin)
+        self._rows, self._held = self._split(rows, test_share)
+        self._require_some("holds")
+        self._stream, self._window, self._x = 1, -1, torch.empty(0)
         self._symmetries = self._find_symmetries() if augment else None
+
+    def __len__(self) -> int:
+        """Configurations, an entry of a Metropolis chain as often as it is there."""
+        return sum(map(len, self._rows))
+
+    def held_out(self) -> "Configurations":
+        """The configurations of the chains that are held out. Raises `InputError` where there are none."""
+        found = copy.copy(self)
+        found._rows, found._held = self._held, self._rows
+        found._stream, found._window, found._x = 5, -1, torch.empty(0)
+        found._require_some("holds out")
+        return found
+
+    def walk(self, walk: int = 0) -> Iterator[Tensor]:
+        """Every configuration once, block by block, `[n, *event_shape]`, float64; augmented by streams named by `walk`."""
+        for i, (key, rows) in enumerate(zip(self.keys, self._rows)):
+            if len(rows):
+                x = double(torch.from_numpy(self._read(key, rows)))
+                rng = stream(self.seed, Purpose.DATA, 4, walk, i)
+                yield x if self._symmetries is None else self._move(x, rng)
+
+    def _split(self, rows: list[np.ndarray], share: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """`rows` of the chains that stay, and of those that are held out."""
+        if not share or not self.keys:
+            return rows, [one[:0] for one in rows]
+        chosen = held_out(self.ensemble, share, self.seed)
+        out = [np.isin(units(self.ensemble, key)[one], chosen) for key, one in zip(self.keys, rows)]
+        return [one[~is_out] for one, is_out in zip(rows, out)], [
+            one[is_out] for one, is_out in zip(rows, out)
+        ]
+
+    def _require_some(self, holds: str) -> None:
+        if not len(self):
+            raise InputError(
+                f"{self.ensemble.path} {holds} no configuration to learn from; draw some, or lower train.thin"
+            )
 
     def _check(self) -> None:
         ensemble = self.ensemble
@@ -56,6 +110,11 @@ class Configurations:
         if changed:
             raise InputError(
                 f"{ensemble.path} was drawn from another target than is trained on: {'; '.join(changed)}"
+            )
+        if not ensemble.exact:
+            raise InputError(
+                f"{ensemble.path} holds draws of sampler '{ensemble.sampler}', which are near the target's and not of it: "
+                "what learns from them learns their faults. Learn from hmc's, or a flow's"
             )
         if not ensemble.keep_fields:
             raise InputError(f"{ensemble.path} holds no fields to learn from: draw it with keep_fields = 1")
@@ -95,7 +154,9 @@ class Configurations:
     def draw(self, step: int, batch: int, part: range) -> Tensor:
         """Configurations `part` (not empty) of the batch of `step`, `[len(part), *event_shape]`, float64."""
         self._load(step)
-        return cut(batch, part, lambda j, n: self._piece(n, stream(self.seed, Purpose.DATA, 1, step, j)))
+        return cut(
+            batch, part, lambda j, n: self._piece(n, stream(self.seed, Purpose.DATA, self._stream, step, j))
+        )
 
     def _piece(self, n: int, rng: np.random.Generator) -> Tensor:
         x = double(self._x[torch.from_numpy(rng.integers(len(self._x), size=n))])
@@ -104,14 +165,14 @@ class Configurations:
     def _load(self, step: int) -> None:
         """Hold the fields that batches of `step` are taken from."""
         size = self._bytes_of_block()
-        fit = max(1, MEMORY // size)
-        window = 0 if fit >= len(self.keys) else 1 + step // WINDOW
+        fit, used = max(1, MEMORY // size), np.array([i for i, rows in enumerate(self._rows) if len(rows)])
+        window = 0 if fit >= len(used) else 1 + step // WINDOW
         if window == self._window:
             return
-        chosen = np.arange(len(self.keys))
+        chosen = used
         if window:
             rng = stream(self.seed, Purpose.DATA, 0, window)
-            chosen = np.sort(rng.choice(len(self.keys), size=fit, replace=False))
+            chosen = np.sort(used[rng.choice(len(used), size=fit, replace=False)])
         parts = [self._read(self.keys[i], self._rows[i]) for i in chosen]
         self._x, self._window = torch.from_numpy(np.concatenate(parts)), window
 
@@ -160,7 +221,7 @@ class Configurations:
 
 
 def find_data(
-    settings: TrainSettings,
+    settings: TrainSettings | FitSettings,
     target: Target,
     seed: int,
     weights: Path | None,
@@ -175,7 +236,12 @@ def find_data(
     given = Path(settings.data or "")
     beside = given if weights is None else Path(weights).parent / given
     found = Configurations(
-        beside if beside.is_dir() else given, target, seed, settings.thin, settings.augment
+        beside if beside.is_dir() else given,
+        target,
+        seed,
+        settings.thin,
+        settings.augment,
+        settings.test_share,
     )
     if recorded not in (None, found.checksum):
         raise InputError(

@@ -19,8 +19,8 @@ class FitSettings(Spec):
     configuration is moved by a random symmetry of the lattice, and half of them by phi -> -phi.
 
     `steps`: optimiser steps (Adam), of all players together; 0 for models that are computed and not trained (PCA).
-    `batch`: configurations a step, or "all" of them, each once. `lr`: the rate at its peak, reached after `warmup` steps, then
-    falling to 0 with half a cosine (`decay = "constant"`: staying); `rates`: factors of it by player, { critic = 2.0 }.
+    `batch`: configurations a step, or "all" of them, each once. `lr`: the rate at its peak, reached after `warmup` steps,
+    then falling to 0 with half a cosine (`decay = "constant"`: staying); `rates`: factors of it by player, { critic = 2.0 }.
     `betas`: Adam's. `clip`: largest norm of the gradient of the player who moves. `evaluate_every`: steps between two
     lines of the log, which look at `evaluate_draws` held-out configurations; `checkpoint_every`, `keep`: as of flows.
     """

@@ -4,7 +4,7 @@ import math
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from ..errors import InputError
 from ..spec import Spec
@@ -34,8 +34,9 @@ class TrainSettings(Spec):
 
     `objective`: "reverse" KL divergence, which needs no data; "forward", over configurations of the stored ensemble
     `data` (a path, as seen from the run folder or from here), `batch` of them a step; or "mixed", `alpha` forward +
-    (1 - alpha) reverse, `batch` of either. `thin`: of each of its chains every thin-th step is used. `augment`: every
-    configuration is moved by a random translation, reflection and rotation of the lattice, and half of them by phi -> -phi.
+    (1 - alpha) reverse, `batch` of either. `thin`: of each of its chains every thin-th step is used ("auto": by tau_int);
+    `test_share` of the chains are left out (`training/split.py`), as for the models that a flow is compared with. `augment`:
+    every configuration is moved by a random symmetry of the lattice, and half of them by phi -> -phi.
 
     "importance": Renyi divergences by importance sampling (`training/importance.py`), which is what flows on the unit cube
     are trained by: no derivative of the integrand, and cuts do no harm. `order` of the divergence: a number, or
@@ -62,7 +63,8 @@ class TrainSettings(Spec):
     order: float | tuple[tuple[float, float], ...] = ((0.0, 1.0), (0.2, 1.0), (0.3, 2.0), (0.9, 4.0))
     window: int = Field(32, ge=1)
     reuse: float = Field(2.0, gt=0)
-    thin: int = Field(1, ge=1)
+    thin: PositiveInt | Literal["auto"] = 1
+    test_share: float = Field(0.0, ge=0, lt=1)
     augment: bool = True
     precision: Literal["float32", "float64"] = "float32"
     evaluate_every: int = Field(500, gt=0)
