@@ -33,7 +33,14 @@ from ..store.hdf5 import REDRAW, open_h5, read_whole
 from ..store.provenance import measured_by
 from ..targets import targets
 from ..threads import threads
-from ..training.checkpoint import build_flow, check_checkpoint, checkpoints, load_trained
+from ..training.checkpoint import (
+    build_flow,
+    build_model,
+    check_checkpoint,
+    checkpoints,
+    load_model_at,
+    load_trained,
+)
 
 # S and observables are recomputed in float64 from the same stored numbers: only the order of summation may differ.
 ROUNDING = 1e-9
@@ -202,16 +209,18 @@ def _choose(ensemble: Ensemble, sample: float) -> set[Key]:
 def sampler_of(run: Run, ensemble: Ensemble, device: str) -> Sampler:
     """The ensemble's sampler with the weights that drew it. Raises `StoreError` where they are not there."""
     spec = ensemble.spec
-    if not spec.needs_flow:
+    if not (spec.needs_flow or spec.needs_model):
         return spec.build(run.deck.target, device=device)
-    flow = build_flow(run.deck)
+    trained: Any = build_model(run.deck) if spec.needs_model else build_flow(run.deck)
+    load = load_model_at if spec.needs_model else load_trained
     for path in reversed(checkpoints(run.weights)):
         try:
-            same = load_trained(flow, path) == ensemble.weights
+            same = load(trained, path) == ensemble.weights
         except LatticeflowError:  # reported with the checkpoints
             continue
         if same:
-            return spec.build(run.deck.target, flow=member(flow, run.deck.target), device=device)
+            at_target = trained if spec.needs_model else member(trained, run.deck.target)
+            return spec.build(run.deck.target, flow=at_target, device=device)
     raise StoreError(
         f"{ensemble.path} was drawn by weights of SHA-256 {str(ensemble.weights)[:16]}..., which no sound checkpoint "
         f"in {run.weights} has: they were edited, replaced or removed. Put them back"

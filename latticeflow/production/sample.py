@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,7 +26,7 @@ from ..store.block import leftovers
 from ..store.ensemble import NAME as RECORD
 from ..targets import targets
 from ..threads import threads
-from ..training.checkpoint import load_flow
+from ..training.checkpoint import load_flow, load_model
 from .device import bind_device
 from .lock import run_lock
 from .ranks import Ranks, launcher_of_this, refuse_torchrun
@@ -217,8 +218,13 @@ def _settled(run: Run, spec: SamplerSpec, device: str) -> SamplerSpec:
 
 
 def _build(run: Run, spec: SamplerSpec, device: str) -> tuple[Sampler, str | None]:
-    flow, weights = load_flow(run.weights, run.deck) if spec.needs_flow else (None, None)
-    sampler = spec.build(run.deck.target, flow=flow, device=device)
+    trained: Any = None
+    weights = None
+    if spec.needs_flow:
+        trained, weights = load_flow(run.weights, run.deck)
+    elif spec.needs_model:
+        trained, weights = load_model(run.weights, run.deck)
+    sampler = spec.build(run.deck.target, flow=trained, device=device)
     if sampler.chains and spec.block % sampler.chains:
         raise InputError(
             f"sampler.{spec.kind}.block = {spec.block} is not a multiple of its {sampler.chains} chains"

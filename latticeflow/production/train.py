@@ -15,8 +15,10 @@ from ..files import write_text
 from ..run import Run
 from ..statistics import bracket
 from ..statistics.weights import WeightSummary
-from ..training import TrainSettings, log, plan, train
-from ..training.checkpoint import build_flow, checkpoints
+from ..training import FitSettings, TrainSettings, fit, log, plan, train
+from ..training.checkpoint import build_flow, build_model, checkpoints
+from ..training.fit import Record as FitRecord
+from ..training.fit import require_fitting
 from ..training.loop import Record
 from ..training.members import require_trainable
 from ..training.parallel import Group
@@ -49,7 +51,7 @@ def train_run(
     time_limit: str | float | None = None,
     since: float | None = None,
 ) -> Run:
-    """Train the deck's flow and return its run.
+    """Train the deck's flow, or its model on stored configurations, and return its run.
 
     A new training makes the run folder (default `runs/NAME`) and refuses one that holds weights. With
     `resume`, `deck_or_run` is the run folder, or the deck: an existing run goes on from its last checkpoint, and
@@ -58,9 +60,10 @@ def train_run(
     clock of `time.monotonic`; default: from this call.
 
     Under mpirun or torchrun every rank calls this, started by `python -m latticeflow`, and computes its part of each
-    batch; rank 0 writes. The number of ranks changes the result by rounding only.
-    Raises `InputError` for a deck without [flow] or [train], and for ranks on different kinds of device; `Stopped` (status
-    75) where it was asked to stop, see `production.stop`, with a checkpoint of all steps done.
+    batch; rank 0 writes. The number of ranks changes the result by rounding only. A model is trained by one rank alone.
+    Raises `InputError` for a deck without [flow] or [model], or [train], for a model on several ranks, and for ranks on
+    different kinds of device; `Stopped` (status 75) where it was asked to stop, see `production.stop`, with a checkpoint
+    of all steps done.
     """
     ranks = training_ranks(os.environ)
     since = time.monotonic() if since is None else since
@@ -70,12 +73,15 @@ def train_run(
         with ranks.root_first():
             limit = duration(time_limit) if isinstance(time_limit, str) else time_limit
             if ranks.root:
-                run = _run(Path(deck_or_run), overrides, folder, resume)
+                run = _run(Path(deck_or_run), overrides, folder, resume, ranks.size)
         run = ranks.broadcast(run)
         again = _command(run, device, time_limit)
         with run_lock(run.path, ranks), stop_requests(run.path, limit, ranks, since) as stop:
             try:
-                summary = _train(run, ranks, group, where, resume, stop)
+                if run.deck.model is None:
+                    summary: object = _train(run, ranks, group, where, resume, stop)
+                else:
+                    summary = _fit(run, where, resume, stop)
             except Stopped as stopped:
                 if ranks.size > 1 and not stopped.together:
                     raise
@@ -138,6 +144,44 @@ def _train(
         )
 
 
+def fit_line(record: FitRecord, steps: int) -> str:
+    """One evaluation of a model, for people."""
+    about = ("step", "grad_norm", "lr", "configurations", "thin", "seconds", "trained_on")
+    numbers = "  ".join(f"{key} {value:.5g}" for key, value in record.items() if key not in about)
+    return f"step {record['step']}/{steps}  {numbers}  {record['seconds']:.1f} s"
+
+
+def _fit(run: Run, device: str, resume: bool, stop: StopRequests) -> str | None:
+    """Train a model with a progress bar, or lines in a file; the last line."""
+    deck, out = run.deck, console()
+    settings, model = _fit_settings(deck), build_model(deck).to(device)
+    out.print(f"{deck.name}: {model.parameter_count():,} parameters, {settings.steps} steps")
+    with _bar(out) as progress:
+        task = progress.add_task("training", total=settings.steps)
+
+        def report(record: FitRecord) -> None:
+            log.append(run.log, record)
+            out.print(fit_line(record, settings.steps))
+
+        record = fit(
+            model,
+            deck.target,
+            settings,
+            seed=deck.seed,
+            weights=run.weights,
+            resume=resume,
+            report=report,
+            tick=lambda done: progress.update(task, completed=done),
+            stop=stop.reason,
+        )
+    if record is None:
+        return None
+    held_out = "all of them seen in training" if "trained_on" in record else "others held out"
+    return (
+        f"trained on {record['configurations']:,} configurations, every {record['thin']}th step; {held_out}"
+    )
+
+
 def _bar(out: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=out, disable=not out.is_terminal or out.quiet, transient=True)
@@ -159,7 +203,13 @@ def _command(run: Run, device: str, limit: str | float | None) -> str:
     return shlex.join(map(str, words))
 
 
-def _run(path: Path, overrides: list[str] | tuple[str, ...], folder: Path | str | None, resume: bool) -> Run:
+def _run(
+    path: Path,
+    overrides: list[str] | tuple[str, ...],
+    folder: Path | str | None,
+    resume: bool,
+    ranks: int = 1,
+) -> Run:
     """The run to train, made if need be; a flow that does not fit a stage's lattice leaves nothing behind."""
     if path.is_dir():
         if not resume:
@@ -170,7 +220,15 @@ def _run(path: Path, overrides: list[str] | tuple[str, ...], folder: Path | str 
     else:
         deck = Deck.read(path, overrides)
         folder = Path("runs") / deck.name if folder is None else Path(folder)
-    _walk(deck)
+    if deck.model is None:
+        _walk(deck)
+    elif ranks > 1:
+        raise InputError(
+            f"{deck.name}: a [model] is trained on one rank, and {ranks} were started; run latticeflow train without a "
+            "launcher. Its draws are made on any number of ranks"
+        )
+    else:
+        require_fitting(build_model(deck), _fit_settings(deck))
     return _open(deck, folder, resume)
 
 
@@ -187,7 +245,15 @@ def _walk(deck: Deck) -> None:
 
 def _settings(deck: Deck) -> TrainSettings:
     if deck.flow is None or not isinstance(deck.train, TrainSettings):
-        raise InputError(f"{deck.name}: training needs both [flow] and [train] in the deck")
+        raise InputError(
+            f"{deck.name}: training needs both [flow] and [train] in the deck, or [model] and [train]"
+        )
+    return deck.train
+
+
+def _fit_settings(deck: Deck) -> FitSettings:
+    if not isinstance(deck.train, FitSettings):
+        raise InputError(f"{deck.name}: training needs both [model] and [train] in the deck, with train.data")
     return deck.train
 
 

@@ -11,6 +11,7 @@ from .heatbath import HeatBath, HeatBathSpec
 from .hmc import HMC, HMCSpec
 from .hybrid import Hybrid, HybridSpec
 from .integrators import check_reversibility, trajectory
+from .model import ModelSampler, ModelSamplerSpec
 from .pseudofermions import Pseudofermions, PseudofermionsSpec
 
 import_all(__name__, __path__)
@@ -33,6 +34,8 @@ __all__ = [
     "HeatBathSpec",
     "Hybrid",
     "HybridSpec",
+    "ModelSampler",
+    "ModelSamplerSpec",
     "Pseudofermions",
     "PseudofermionsSpec",
     "Sampler",

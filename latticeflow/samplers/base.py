@@ -93,7 +93,8 @@ class Sampler:
 
 
 class SamplerSpec(Spec):
-    """Settings of a sampler, as in `[sampler.NAME]` of a deck. `build(target, ...)` makes the sampler.
+    """Settings of a sampler, as in `[sampler.NAME]` of a deck. `build(target, ...)` makes the sampler; `flow`: what was
+    trained, a flow, or where `needs_model` is set a model.
 
     `block`: configurations in one block of the store (for chains: steps * chains).
     `streams`: streams of chains, the unit a rank owns; of an independent sampler, one Metropolis chain for each.

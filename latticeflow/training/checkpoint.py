@@ -16,7 +16,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
+from torch import nn
 
+from ..baselines import Model
 from ..errors import InputError, StoreError, WriteFailed
 from ..files import file_hash, sync_folder
 from ..flows import Flow
@@ -24,6 +26,7 @@ from ..flows.conditional import member
 from ..precision import DTYPES
 from ..spec import differences
 from ..targets import Hypercube, Target
+from .fit_settings import FitSettings
 from .settings import TrainSettings
 from .stages import describe
 
@@ -48,17 +51,17 @@ def checkpoints(weights: Path) -> list[Path]:
 def save_checkpoint(
     weights: Path,
     step: int,
-    flow: Flow,
-    optimizer: torch.optim.Optimizer,
+    flow: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
     seed: int,
-    settings: TrainSettings,
+    settings: TrainSettings | FitSettings,
     state: dict,
     pool: dict[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write one checkpoint under its final name only when it is whole; then drop all but the last `settings.keep`.
 
-    `state`: what else the training needs to go on, plain values; `pool`: points that are still to be used. Raises
-    `WriteFailed` where it cannot be written; nothing of it is left then, and what was there before stays.
+    `flow`: a flow or a model. `state`: what else the training needs to go on, plain values; `pool`: points that are still
+    to be used. Raises `WriteFailed` where it cannot be written; nothing of it is left then, and what was there before stays.
     """
     final = place(weights, step)
     temporary = weights / f".{final.name}.{secrets.token_hex(4)}.tmp"
@@ -81,15 +84,15 @@ def save_checkpoint(
 
 def _write(
     folder: Path,
-    flow: Flow,
-    optimizer: torch.optim.Optimizer,
+    flow: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
     record: dict,
     pool: dict[str, torch.Tensor] | None,
 ) -> None:
     """Fill the folder of a checkpoint and make it durable."""
     moments = {
         f"{index}.{name}": value
-        for index, values in optimizer.state_dict()["state"].items()
+        for index, values in (optimizer.state_dict()["state"].items() if optimizer else ())
         for name, value in values.items()
     }
     hashes = {}
@@ -155,29 +158,29 @@ def _tensors(path: Path) -> tuple[dict[str, torch.Tensor], str]:
         raise StoreError(f"{path} cannot be read ({error}). {way_out}") from None
 
 
-def load_weights(flow: Flow, checkpoint: Path) -> str:
-    """Load a checkpoint's weights into `flow`; returns the SHA-256 of the weights file.
+def load_weights(flow: nn.Module, checkpoint: Path) -> str:
+    """Load a checkpoint's weights into `flow`, a flow or a model; returns the SHA-256 of the weights file.
 
     Raises `InputError` naming the first tensor that does not fit, `StoreError` for a file that is damaged or was edited.
     """
-    path = Path(checkpoint) / "flow.safetensors"
+    path, what = Path(checkpoint) / "flow.safetensors", "model" if isinstance(flow, Model) else "flow"
     (found, digest), wanted = _tensors(path), flow.state_dict()
     for name in sorted({*found, *wanted}):
         have = tuple(found[name].shape) if name in found else "nothing"
         want = tuple(wanted[name].shape) if name in wanted else "nothing"
         if have != want:
             raise InputError(
-                f"the weights in {path} do not fit the deck's flow: '{name}' has {have}, expected {want}. "
+                f"the weights in {path} do not fit the deck's {what}: '{name}' has {have}, expected {want}. "
                 "Use the deck they were trained with"
             )
     try:
         flow.load_state_dict(found)
     except RuntimeError as error:  # shapes fit, and yet a layer says that it is another one
-        raise InputError(f"the weights in {path} do not fit the deck's flow: {error}") from None
+        raise InputError(f"the weights in {path} do not fit the deck's {what}: {error}") from None
     return digest
 
 
-def load_state(checkpoint: Path, seed: int, settings: TrainSettings) -> dict:
+def load_state(checkpoint: Path, seed: int, settings: TrainSettings | FitSettings) -> dict:
     """`state.json` of a checkpoint.
 
     Raises `StoreError` if it is damaged or of another format, `InputError` naming what differs if it was made
@@ -185,7 +188,7 @@ def load_state(checkpoint: Path, seed: int, settings: TrainSettings) -> dict:
     """
     state = _state(checkpoint)
     # keys that are newer than the checkpoint have their defaults
-    then = TrainSettings(**state["settings"]).model_dump(mode="json")
+    then = type(settings)(**state["settings"]).model_dump(mode="json")
     changed = differences(
         {"seed": state["seed"], "train": then},
         {"seed": seed, "train": settings.model_dump(mode="json")},
@@ -210,11 +213,11 @@ def load_pool(checkpoint: Path) -> dict[str, torch.Tensor] | None:
     return _tensors(Path(checkpoint) / name)[0] if name in _state(checkpoint).get("sha256", {}) else None
 
 
-def latest(weights: Path) -> Path:
+def latest(weights: Path, what: str = "flow") -> Path:
     """The newest checkpoint. Raises `InputError` where there is none."""
     found = checkpoints(weights)
     if not found:
-        raise InputError(f"no weights in {weights}: train the flow first (latticeflow train DECK)")
+        raise InputError(f"no weights in {weights}: train the {what} first (latticeflow train DECK)")
     return found[-1]
 
 
@@ -226,7 +229,8 @@ def build_flow(deck, target: Target | None = None) -> Flow:
     """
     target = deck.target if target is None else target
     if deck.flow is None:
-        raise InputError("the deck has no [flow]")
+        model = "" if deck.model is None else ": its [model] has the sampler 'model'"
+        raise InputError(f"the deck has no [flow]{model}")
     if not isinstance(target, deck.flow.on):
         where = "the unit cube" if deck.flow.on is Hypercube else "a lattice"
         raise InputError(
@@ -270,6 +274,29 @@ def load_trained(flow: Flow, checkpoint: Path) -> str:
         )
     flow.to(DTYPES[state["settings"]["precision"]])
     return load_weights(flow, checkpoint)
+
+
+def build_model(deck) -> Model:
+    """The deck's untrained model. Raises `InputError` for a deck without [model] and for a target that it does not suit."""
+    if deck.model is None:
+        flow = "" if deck.flow is None else ": its [flow] has the sampler 'flow'"
+        raise InputError(f"the deck has no [model]{flow}")
+    return deck.model.build(deck.target, deck.seed)
+
+
+def load_model(weights: Path, deck) -> tuple[Model, str]:
+    """The deck's model with the newest weights, in the precision of its training, and the weights' SHA-256.
+
+    Raises `InputError` for a deck without [model] and where nothing is trained, `StoreError` for damaged files.
+    """
+    model, checkpoint = build_model(deck), latest(weights, "model")
+    return model, load_model_at(model, checkpoint)
+
+
+def load_model_at(model: Model, checkpoint: Path) -> str:
+    """`load_weights` into `model`, in the precision of its training."""
+    model.to(DTYPES[_state(checkpoint)["settings"]["precision"]])
+    return load_weights(model, checkpoint)
 
 
 def check_checkpoint(checkpoint: Path) -> None:
