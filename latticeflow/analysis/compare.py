@@ -17,7 +17,7 @@ from ..statistics import Integration, bracket
 from ..targets import targets
 from ..targets.hypercube import Hypercube
 from ..training.log import read as read_log
-from . import event_plots, plots
+from . import event_plots, model_plots, plots
 from .cross_section import convergence_table, integral_json, integral_symbol
 from .estimates import TAU, WEIGHTED, Row, estimates, identities
 from .histograms import Spectrum, spectra, spectrum_rows
@@ -272,7 +272,9 @@ def _plots(
         if series.summary is not None
     }
     trained = [name for name, series in all_series.items() if series.ensemble.weights]
-    if log and trained:
+    if log and trained and result.run.deck.model is not None:
+        drawn["training"] = model_plots.losses(log), "Training of the model: loss of each player."
+    elif log and trained:
         log_z = weights[trained[0]][1].log_z if trained[0] in weights else None
         divergence = getattr(result.run.deck.train, "objective", None) == "importance"
         caption = "Training: loss and effective sample size."

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..baselines import models
 from ..console import console
 from ..errors import LatticeflowError, StoreError
 from ..production.summary import summary_lines
 from ..run import Run
 from ..store import Ensemble
 from ..training import log
-from ..training.checkpoint import checkpoints
+from ..training.checkpoint import build_model, checkpoints
 
 _LOOKED_AT = 300  # blocks, each of which costs some milliseconds
 _COUNTED = (
@@ -38,6 +39,8 @@ def print_info(run: Run | Path | str) -> None:
     run = run if isinstance(run, Run) else Run.open(run)
     out = console()
     out.print(f"run {run.path}\n\n{run.deck.toml()}")
+    if run.deck.model is not None:
+        out.print(_model(run))
     out.print(_training(run))
     damaged = []
     folder = run.path / "ensembles"
@@ -51,6 +54,14 @@ def print_info(run: Run | Path | str) -> None:
             damaged.append(path.name)
     if damaged:
         raise StoreError(f"{run.path}: ensembles with problems, shown above: {', '.join(damaged)}")
+
+
+def _model(run: Run) -> str:
+    """What the deck's model can do."""
+    model, kind = build_model(run.deck), models.table(run.deck.model)["kind"]  # type: ignore[arg-type]
+    draws = "draws by the sampler 'model', approximate ones" if model.generates else "generates nothing"
+    density = {"none": "no density", "bound": "a lower bound and an estimate of its density"}[model.density]
+    return f"model {kind}: {model.parameter_count():,} parameters; {draws}; {density}\n"
 
 
 def _training(run: Run) -> str:

@@ -34,6 +34,10 @@ def notes(rows: dict[str, Row]) -> list[str]:
 def remarks(series: Series) -> list[str]:
     """What a reader of the numbers should know: another version's measurements, draws that are not used."""
     found = list(series.measured.remarks)
+    if not series.ensemble.exact:
+        found.append(
+            "draws of a model that was learned from data: APPROXIMATE, without a density to correct them by"
+        )
     if series.left_out:
         found.append(f"{series.left_out:,} draws of streams longer than the shortest are not used")
     return found

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import cast
 
+import numpy as np
+
 from ..errors import StatisticsError, WriteFailed
 from ..statistics import Integration, bracket, integrate, mean
 from ..store import Ensemble
@@ -22,7 +24,9 @@ def summary_lines(ensemble: Ensemble) -> Iterator[str]:
     cost = f"{seconds:.2f} rank-seconds" + (f" and {start:.2f} of thermalisation" if start else "")
     yield f"{ensemble.draws:,} draws in {len(keys)} blocks, {cost}"
     yield from corrected
-    if keys and not ensemble.weighted:
+    if not ensemble.exact:
+        yield from _approximate(ensemble)
+    elif keys and not ensemble.weighted:
         yield from _chains(ensemble)
 
 
@@ -68,6 +72,16 @@ def _integral(ensemble: Ensemble) -> Iterator[str]:
     value = bracket(found.weights.z, found.weights.z_error)
     yield f"{integral_name(target)} = {value} {target.unit}".rstrip()
     yield weight_line(found)
+
+
+def _approximate(ensemble: Ensemble) -> Iterator[str]:
+    yield "approximate: draws of a model that was learned from data; no exact density, nothing to correct them by"
+    error = ensemble.info("log_w_error")
+    if error is not None:
+        yield (
+            f"log w estimated with {ensemble.settings['density_samples']} importance samples a draw, root mean square error "
+            f"{np.sqrt(np.mean(error**2)):.3g}: for study only"
+        )
 
 
 def _chains(ensemble: Ensemble) -> Iterator[str]:
