@@ -41,7 +41,7 @@ def store_chains(
 
 
 def train_on(x: torch.Tensor, model: Model, steps: int, lr: float, batch: int | None = None) -> Model:
-    """`model` trained on the configurations x by Adam with a rate that falls to 0: the loop in ten lines, without a store."""
+    """`model` trained on the configurations x by Adam with a rate that falls to 0: the loop in ten lines."""
     model.double().begin([x])
     settings = FitSettings(data="x", steps=steps, lr=lr)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
@@ -56,7 +56,9 @@ def train_on(x: torch.Tensor, model: Model, steps: int, lr: float, batch: int | 
     return model
 
 
-def fit_stored(model: Model, ensemble: Ensemble, target=FREE, seed: int = 5, weights=None, **settings) -> dict:
+def fit_stored(
+    model: Model, ensemble: Ensemble, target=FREE, seed: int = 5, weights=None, **settings
+) -> dict:
     """`fit` on a stored ensemble, float64."""
     settings = {"data": str(ensemble.path), "thin": 1, "augment": False, "precision": "float64", **settings}
     record = fit(model, target, FitSettings(**settings), seed=seed, weights=weights)

@@ -37,7 +37,9 @@ def test_pca_is_numpys_svd_of_the_data_in_pieces():
     basis, variance = by_svd(x, 6)
     found = model.basis.numpy()
     np.testing.assert_allclose(np.abs((found * basis).sum(0)), 1, atol=1e-10)  # each vector, up to its sign
-    np.testing.assert_allclose(model.variance.numpy() * float(model.scale[0, 0, 0]) ** 2, variance, rtol=1e-10)
+    np.testing.assert_allclose(
+        model.variance.numpy() * float(model.scale[0, 0, 0]) ** 2, variance, rtol=1e-10
+    )
     centred = x - x.mean(0)
     missed = ((centred - centred @ basis @ basis.T) ** 2).mean(1) / centred.var()
     np.testing.assert_allclose(model.error(fields).numpy(), missed, rtol=1e-9)

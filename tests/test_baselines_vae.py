@@ -1,4 +1,4 @@
-"""The VAE's bounds against densities in closed form: the linear VAE (a Gaussian), the free field, integrals over the cube."""
+"""The VAE's bounds against closed forms: the linear VAE (a Gaussian), the free field, integrals over the cube."""
 
 import math
 
@@ -95,7 +95,9 @@ def test_the_optimum_is_probabilistic_pca():
     model = train_on(x, Vae(FREE, 5, (), 1.0, rng(119)), 1500, 0.02, batch=512)
     values, vectors = np.linalg.eigh(np.cov(x.flatten(1).numpy().T, bias=True))
     values[: 16 - 5] = values[: 16 - 5].mean()
-    best = log_gaussian(x.flatten(1).numpy(), x.flatten(1).numpy().mean(0), vectors @ np.diag(values) @ vectors.T)
+    best = log_gaussian(
+        x.flatten(1).numpy(), x.flatten(1).numpy().mean(0), vectors @ np.diag(values) @ vectors.T
+    )
     found = exact_log_prob(model, x).mean()
     assert best.mean() - 0.05 < found < best.mean() + 0.01
     assert before < best.mean() - 1
@@ -105,7 +107,9 @@ def test_the_optimum_is_probabilistic_pca():
 def test_on_the_free_field_the_bound_stays_below_the_exact_density(hidden):
     """Held-out `<log q_K> <= <log p>`, p normalised: the difference is a KL divergence. Its error is that of both means."""
     target = FreeField(shape=(4, 4), m2=0.5)
-    model = train_on(target.sample(2048, rng(121)), Vae(target, 8, hidden, 1.0, rng(122)), 250, 0.01, batch=128)
+    model = train_on(
+        target.sample(2048, rng(121)), Vae(target, 8, hidden, 1.0, rng(122)), 250, 0.01, batch=128
+    )
     x = target.sample(1024, rng(123))
     log_p = target.log_prob(x) - target.log_z
     log_q, _ = model.log_q(x, rng(124), 64)
@@ -118,14 +122,14 @@ def test_on_the_free_field_the_bound_stays_below_the_exact_density(hidden):
 
 @pytest.mark.parametrize("dimensions", [1, 2])
 def test_the_density_in_the_cube_is_normalised(dimensions):
-    """The integral of q(u) over the cube is 1, of a random VAE: the log-det of probits and scales is right, and is needed."""
+    """The integral of q(u) over the cube is 1, of a random VAE: log-dets of probits and scales are right, and needed."""
     target = Camel(dimensions=dimensions)
     model = Vae(target, 1, (6,), 1.0, rng(131)).double()
     model.begin([torch.from_numpy(rng(132).beta(2.0, 3.0, size=(400, dimensions)))])
     side = 400 if dimensions == 1 else 60
     grid = (torch.arange(side, dtype=torch.float64) + 0.5) / side
     u = torch.cartesian_prod(*[grid] * dimensions).view(-1, dimensions)
-    log_q, error = model.log_q(u, rng(133), 512)
+    log_q, _ = model.log_q(u, rng(133), 512)
     assert abs(float(log_q.exp().mean()) - 1) < 0.02
     wrong = (log_q - model.log_det(u)).exp().mean()
     assert abs(float(wrong) - 1) > 0.1

@@ -26,7 +26,7 @@ def units(ensemble: Ensemble, key: Key) -> np.ndarray:
     """
     chains = ensemble.chains
     if not chains:
-        return np.full(len(ensemble.kept_rows), ensemble.blocks.index(key), dtype=np.int64)
+        return np.full(len(ensemble.kept_rows), key[0] << 32 | key[1], dtype=np.int64)
     if ensemble.interacting:
         return np.full(len(ensemble.kept_rows), key[0], dtype=np.int64)
     return key[0] * chains + ensemble.kept_rows % chains
