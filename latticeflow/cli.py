@@ -51,7 +51,7 @@ TimeLimit = Annotated[
 ]
 SamplerName = Annotated[
     str,
-    typer.Option(help="flow, hmc, cluster, heatbath, annealed, hybrid, emcee, exact; of events vegas, flat."),
+    typer.Option(help="flow, hmc, cluster, heatbath, annealed, hybrid, emcee, exact, model; of events vegas, flat."),
 ]
 
 
@@ -64,7 +64,7 @@ def train(
     device: Device = "auto",
     time_limit: TimeLimit = None,
 ) -> None:
-    """Train the deck's flow against its target: by reverse KL, which needs no data, or on an ensemble (train.objective).
+    """Train the deck's flow against its target, by reverse KL or on an ensemble, or its [model] on an ensemble (train.data).
 
     The same command with or without mpirun or torchrun; every rank computes its part of each batch. Writes runs/NAME
     with deck.toml, weights/ and train.jsonl. SIGTERM, SIGINT, SIGUSR1, the file RUN/STOP and the time limit end the
