@@ -1,4 +1,4 @@
-"""The command line: train, sample, at, curve, measure, compare, verify, info, export, nersc.
+"""The command line: train, sample, at, curve, measure, compare, diagnose, verify, info, export, nersc.
 
 Each command is a thin call of a library function. Heavy imports happen inside the commands, so that
 `--help` is quick and MPI starts only where it is used.
@@ -51,7 +51,9 @@ TimeLimit = Annotated[
 ]
 SamplerName = Annotated[
     str,
-    typer.Option(help="flow, hmc, cluster, heatbath, annealed, hybrid, emcee, exact, model; of events vegas, flat."),
+    typer.Option(
+        help="flow, hmc, cluster, heatbath, annealed, hybrid, emcee, exact, model; of events vegas, flat."
+    ),
 ]
 
 
@@ -197,6 +199,26 @@ def compare(
     from .analysis.compare import compare_run
 
     compare_run(run, samplers=samplers.split(","))
+
+
+@app.command()
+def diagnose(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, one or more of the same target.")],
+    samplers: Annotated[
+        str, typer.Option(help="Samplers in question, comma-separated; of each run those that it has.")
+    ] = "model",
+    reference: Annotated[str, typer.Option(help="The exact sampler to compare with.")] = "hmc",
+    draws: Annotated[
+        int, typer.Option(help="Configurations of each ensemble that a classifier sees.")
+    ] = 4096,
+) -> None:
+    """Find out which ensemble gets which physics wrong: observables, action histogram, correlators, modes, a classifier,
+
+    repeated draws, copies of training data. Prints one table; writes RUN/diagnose/ of the first run with a page.
+    """
+    from .analysis.diagnose import diagnose_run
+
+    diagnose_run(runs, samplers=samplers.split(","), reference=reference, draws=draws)
 
 
 @app.command()

@@ -73,7 +73,7 @@ def test_against_scipy():
 
 @pytest.mark.parametrize("a", [0.0, 0.5, 0.9])
 def test_p_values_of_chains_are_uniform(a):
-    """Two sets of chains of one distribution: thinned by tau_int the p-values are uniform, as they come (a = 0.9) they are not."""
+    """Two sets of chains of one distribution: thinned the p-values are uniform, as they come (a = 0.9) they are not."""
     thinned, plain, heights = [], [], []
     for k in range(SEEDS):
         x, y = ar1(rng(5, k), 8, 1200, a), rng(6, k).normal(size=2000)

@@ -1,4 +1,4 @@
-"""Are two samples from one distribution? The Kolmogorov-Smirnov distance, also of chains, and the area under the ROC curve."""
+"""Are two samples from one distribution? The Kolmogorov-Smirnov distance, also of chains, and the AUC of scores."""
 
 import math
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def independent(series, walkers: int = 1) -> Sample:
 
     tau: tau_int of the ranks of its values. A distribution function is a mean of indicators `1(x < a)`, whose
     autocorrelations averaged over a are those of the ranks; those of the values themselves would depend on the
-    variable that is looked at. What correlation is left is in `size = n / (2 max(tau', 1/2))`, tau' that of the thinned ranks.
+    variable that is looked at. Correlation that is left is in `size = n / (2 max(tau', 1/2))`, tau' of the thinned ranks.
     `walkers`: so many chains in a row depend on one another (emcee); tau is then that of their mean, and `size` is
     smaller by what the variance of their mean is greater than that of independent ones.
 
@@ -120,7 +120,7 @@ def kolmogorov_probability(l: float) -> float:
 def auc(negative, positive) -> Auc:
     """Area under the ROC curve of scores `[m]` of negatives and `[n]` of positives, all independent.
 
-    `AUC = P(s+ > s-) + P(s+ = s-) / 2`, the Mann-Whitney statistic. Its variance is that of DeLong, DeLong and Clarke-Pearson
+    `AUC = P(s+ > s-) + P(s+ = s-) / 2`, the Mann-Whitney statistic. Its variance is that of DeLong and others
     (1988): `var(V+) / n + var(V-) / m`, V+ of a positive being the share of negatives below it, V- of a negative the
     share of positives above. Where all positives are above all negatives, which has no variance, the error is
     `1 / (min(m, n) + 2)`.
