@@ -292,8 +292,8 @@ class Ensemble:
 
     @property
     def exact(self) -> bool:
-        """Whether draws, corrected by their log-weights where they have any, are distributed as the target."""
-        return samplers.find(self.sampler).exact
+        """Whether draws, by their log-weights where they have any, are of the target; True of an unregistered sampler."""
+        return getattr(samplers.classes.get(self.sampler), "exact", True)
 
     def require_exact(self, what: str) -> None:
         """Raise `InputError` where the draws are those of a model without a density, so that `what` cannot be made."""
