@@ -48,7 +48,7 @@ SPECS = [
 def build(spec, dim, angles=(), scale=0.4) -> CubeFlow:
     target = Waves(dimensions=dim, angles=angles)
     flow = spec.build_for(target, 1)
-    flow.grid.adapt(Camel(dimensions=dim), 3, 3, 2000, 1.5)  # any grid that is not even
+    flow.grid.adapt(Camel(dimensions=dim), 3, 2, 2000, 0.5)  # any grid that is not even
     return scramble(flow, 5, scale=scale)
 
 
@@ -203,6 +203,28 @@ def test_emcee_on_the_cube():
     found = mean((x[..., 0] * x[..., 1]).mean(1)[None])
     assert abs(found.value - wanted) < 4 * found.error
     assert abs(found.value - 0.25) > 6 * found.error  # control: of independent uniform coordinates
+
+
+@pytest.mark.parametrize("kind", [Spline, AutoregressiveSpline])
+def test_float32_draws_have_the_density_that_is_stored(kind):
+    """Also where x is rounded across an edge of the grid, whose density jumps there."""
+    target = Camel(dimensions=3)
+    flow = kind(bins=8, hidden=(16,), grid_bins=200).build_for(target, 1)
+    flow.start_on(target, 1)
+    scramble(flow, 2, scale=0.02).float()
+    sampler = FlowSampler(target, flow, 4096)
+    draws, _ = sampler.draw(None, 200_000, stream(3, Purpose.DRAW, 0))
+    assert log_w_error(sampler, draws.x.numpy(), draws.log_w).max() < tolerance("float32", 3)
+
+
+def test_a_grid_keeps_both_peaks_in_sixteen_dimensions():
+    target = Camel(dimensions=16)
+    flow = AutoregressiveSpline().build_for(target, 1)
+    flow.start_on(target, 1)
+    x = flow.grid(torch.from_numpy(rng(10).random((20000, 16))).float())[0]
+    weight = (target.log_prob(x.double()) + flow.grid(flow.grid.inverse(x)[0])[1]).exp()
+    low = float((x.mean(1) < 0.5).float().mean())
+    assert 0.3 < low < 0.7 and float(weight.mean()) > 0.3
 
 
 class Nothing(Waves):

@@ -1,10 +1,13 @@
 """Events by the lattice's own commands: train, sample on ranks, resume, verify, measure, compare; and what goes wrong."""
 
+import json
 import math
 import shutil
+import time
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from jobs import contents, kill_9
 from test_production import SAMPLE
@@ -20,6 +23,7 @@ from latticeflow.production.train import train_run
 from latticeflow.run import Run
 from latticeflow.statistics.weights import summarise_weights
 from latticeflow.store import Ensemble
+from latticeflow.training.checkpoint import checkpoints
 
 torch.set_num_threads(1)
 FRACTION = 0.4585858813  # of three jets, y > 0.02 (JADE), alpha_s = 0.118
@@ -88,21 +92,60 @@ def test_two_ranks_give_the_same_bytes(mpirun, trained, drawn, tmp_path):
 
 
 @pytest.mark.mpi
-def test_training_on_two_ranks_is_that_on_one(mpirun, trained, tmp_path):
-    """And a kill between them costs nothing: what goes on ends at the same weights."""
+def test_training_on_two_ranks_and_a_kill(mpirun, trained, tmp_path):
+    """Killed as soon as there is a checkpoint, it goes on to the weights of one rank, to rounding."""
     path, run = write(tmp_path, deck()), tmp_path / "run"
-    job = mpirun.start(2, "-m", "latticeflow", "train", path, "--run", run, "--device", "cpu", cwd=tmp_path)
-    try:
-        job.communicate(timeout=6)
-    except Exception:
-        kill_9(job)
-    job = mpirun(
-        2, "-m", "latticeflow", "train", path, "--run", run, "--resume", "--device", "cpu", cwd=tmp_path
-    )
+    command = ["-m", "latticeflow", "train", path, "--run", run, "--device", "cpu"]
+    job = mpirun.start(2, *command, cwd=tmp_path)
+    while job.poll() is None and not checkpoints(run / "weights"):
+        time.sleep(0.01)
+    kill_9(job)
+    assert checkpoints(run / "weights"), job.stderr.read()
+    job = mpirun(2, *command, "--resume", cwd=tmp_path)
     assert job.returncode == 0, job.stderr
-    ess = [(Run.open(path).path / "train.jsonl").read_text().splitlines()[-1] for path in (run, trained)]
-    found, wanted = (float(line.split('"ess": ')[1].split(",")[0]) for line in ess)
-    assert found == pytest.approx(wanted, rel=0.02)  # float32
+    lines = [(Run.open(one).path / "train.jsonl").read_text().splitlines()[-1] for one in (run, trained)]
+    found, wanted = (json.loads(line) for line in lines)
+    assert found["step"] == wanted["step"] == 60
+    assert found["ess"] == pytest.approx(wanted["ess"], rel=0.02)  # float32
+
+
+USERS = """
+from latticeflow.cli import main
+from latticeflow.collider import process
+
+@process("users", incoming=(11, -11), outgoing=(13, -13))
+def squared(p):
+    return {result}
+
+main()
+"""
+
+
+@pytest.mark.mpi
+def test_a_user_s_process_on_two_ranks(mpirun, tmp_path):
+    """And one that is NaN on some events ends the job on all ranks, with the momenta."""
+    target = {"kind": "matrix_element", "energy": 91.2, "process": "users", "phase_space": "rambo"}
+    (tmp_path / "deck.toml").write_text(tomli_w.dumps({"name": "users", "seed": 1, "target": target}))
+    script = tmp_path / "script.py"
+    arguments = [
+        "sample",
+        tmp_path / "deck.toml",
+        "--sampler",
+        "vegas",
+        "--draws",
+        "40000",
+        "--device",
+        "cpu",
+    ]
+    script.write_text(USERS.format(result="1 + (p[:, 2, 3] / p[:, 2, 0])**2"))
+    job = mpirun(2, script, *arguments, cwd=tmp_path)
+    assert job.returncode == 0, job.stderr
+    assert (
+        "sigma = " in job.stdout and len(Ensemble.open(tmp_path / "runs/users/ensembles/vegas").present) == 3
+    )
+    script.write_text(USERS.format(result="(0.3 - p[:, 2, 3] / p[:, 2, 0]).sqrt()"))
+    job = mpirun(2, script, *arguments, "--set", "sampler.vegas.alpha=0.6", cwd=tmp_path / "runs")
+    assert job.returncode not in (0, 75) and "|M|^2 = nan" in job.stderr and "GeV" in job.stderr
 
 
 def test_all_samplers_find_the_cross_section(drawn):

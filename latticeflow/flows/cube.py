@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, NumericalError
 from ..lattice import Lattice
 from ..precision import double
 from ..random import Purpose, stream, uniform
@@ -14,6 +14,9 @@ from ..targets import Hypercube
 from ..transforms import grid
 from .base import WhiteNoise
 from .flow import Flow, Layer
+
+
+ALPHA = 0.2  # damping where a flow starts: 0.5 is better in few dimensions, and in 16 it can lose a peak
 
 
 class UniformCube(WhiteNoise):
@@ -62,6 +65,10 @@ class GridLayer(Layer):
             x, log_det = grid.forward(edges, y)
             log_w = double(target.log_prob(x)) + log_det
             top = log_w.max()
+            if torch.isnan(top) or torch.isposinf(top):
+                raise NumericalError(
+                    f"{target.kind}: NaN or infinite at {int((~(log_w < top)).sum())} of {evaluations} points"
+                )
             if torch.isfinite(top):  # else no point fell inside the cuts
                 edges = grid.refine(edges, x, (log_w - top).exp(), alpha)
         self.edges.copy_(edges)
@@ -82,7 +89,7 @@ class CubeFlow(Flow):
         return self.layers[-1]
 
     def start_on(self, target: Hypercube, seed: int) -> None:  # type: ignore[override]
-        self.grid.adapt(target, seed, self.iterations, self.evaluations, 0.5)
+        self.grid.adapt(target, seed, self.iterations, self.evaluations, ALPHA)
 
     def defended(self, share: float) -> "DefensiveFlow":
         """The mixture with `share` of the grid alone; base and layers are this flow's."""

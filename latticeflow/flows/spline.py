@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -176,8 +176,8 @@ class CubeFlowSpec(FlowSpec):
 
     on: ClassVar[type[Target]] = Hypercube
     bins: int = Field(16, ge=2, le=128)
-    hidden: tuple[int, ...] = (64, 64)
-    grid_bins: int = Field(64, ge=2)
+    hidden: tuple[PositiveInt, ...] = (64, 64)
+    grid_bins: int = Field(64, ge=2, le=4096)
     iterations: int = Field(10, ge=0)
     evaluations: int = Field(20000, ge=1000)
 
@@ -185,6 +185,10 @@ class CubeFlowSpec(FlowSpec):
         raise InputError(f"[flow] kind = '{self.kind}' lives on the unit cube; it has no lattice")
 
     def build_for(self, target: Hypercube, seed: int) -> CubeFlow:  # type: ignore[override]
+        if not isinstance(target, Hypercube):
+            raise InputError(
+                f"[flow] kind = '{self.kind}' lives on the unit cube; target '{target.kind}' does not"
+            )
         layers = self.make_layers(target, stream(seed, Purpose.INIT))
         return CubeFlow(layers, GridLayer(target.dim, self.grid_bins), self.iterations, self.evaluations)
 

@@ -117,7 +117,8 @@ def _sample(
     with ranks.root_first():
         built, weights = _build(run, spec, where)
         if ranks.root:
-            run.deck.target.require_support()
+            if not (spec.needs_flow or (run.ensemble(spec.kind) / RECORD).is_file()):
+                run.deck.target.require_support()
             if not (run.path / "deck.toml").is_file():  # late: a failure leaves no folder
                 Run.create(run.deck, run.path)
     with run_lock(run.path, ranks):
@@ -243,7 +244,7 @@ def _record(run: Run, spec: SamplerSpec, sampler: Sampler, weights: str | None) 
         "chains": sampler.chains,
         "interacting": sampler.interacting,
         "weighted": sampler.own_density,
-    }
+    } | ({"made_of": sampler.made_of} if sampler.made_of else {})
 
 
 def _announce(run: Run, ensemble: Ensemble, missing: list[Key], draws: int, ranks: Ranks, device: str) -> str:

@@ -77,6 +77,9 @@ class Sampler:
     interacting: bool = False  # chains of one stream depend on one another (emcee's walkers)
     own_density: bool = False
     any_density: bool = False
+    made_of: str | None = (
+        None  # a hash of what was adapted before the first draw, part of what identifies an ensemble
+    )
 
     def prepare(self) -> None:
         """What is done once before the first draw, and not counted as time of drawing."""

@@ -1,7 +1,9 @@
 """Independent points of the unit cube without a network: flat, and through an adapted VEGAS grid."""
 
+import hashlib
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 
 from ..errors import InputError
@@ -26,8 +28,12 @@ class CubeSpec(SamplerSpec):
         """The sampler. Raises `InputError` for a target that is not on the unit cube."""
         if not isinstance(target, Hypercube):
             raise InputError(f"{self.kind}: target '{target.kind}' does not live on the unit cube")
-        map_ = CubeFlow([], self.grid(target, device), 0, 0).to(device, DTYPES[self.precision]).eval()
-        return FlowSampler(target, map_, self.batch)
+        layer = self.grid(target, device).to(DTYPES[self.precision])
+        sampler = FlowSampler(
+            target, CubeFlow([], layer, 0, 0).to(device, DTYPES[self.precision]).eval(), self.batch
+        )
+        sampler.made_of = hashlib.sha256(layer.edges.cpu().numpy().tobytes()).hexdigest()
+        return sampler
 
 
 @samplers.add("flat")
@@ -46,13 +52,13 @@ class VegasSpec(CubeSpec):
     random numbers that `adaptation_seed` names: every rank finds the same grid, and it is fixed before the first draw.
     """
 
-    bins: int = Field(64, ge=2)
+    bins: int = Field(64, ge=2, le=4096)
     iterations: int = Field(10, ge=1)
     evaluations: int = Field(20000, ge=1000)
-    alpha: float = Field(0.5, gt=0)
+    alpha: float = Field(0.5, gt=0, le=4)
     adaptation_seed: int = Field(0, ge=0)
 
     def grid(self, target: Hypercube, device: str) -> GridLayer:
-        layer = GridLayer(target.dim, self.bins).to(device)
+        layer = GridLayer(target.dim, self.bins).to(device, torch.float64)
         layer.adapt(target, self.adaptation_seed, self.iterations, self.evaluations, self.alpha)
         return layer

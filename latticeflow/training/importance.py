@@ -14,8 +14,9 @@ Points come from q_old, the flow as it was when they were drawn, with `w_old = f
     < w^alpha >_q = < w_old r^(alpha - 1) >_old,    r = p / q,    gradient  - (alpha - 1) < w_old r^(alpha - 1) d log q >_old
 
 exact for any q_old that covers p, so that a point whose integrand was dear is used in several steps. Z is the mean of the
-pool's weights. The coefficient `r` is cut at `CUT` where it is a factor: a point the flow has all but lost counts for that
-much.
+pool's weights; points of weight zero count there and are not used again. Means are over the weights of the batch, `sum
+w_old r^(alpha - 1) / sum w_old`, so that the estimate goes over into that of order 1 without a jump. The coefficient `r` is
+cut at `CUT` where it is a factor: a point the flow has all but lost counts for that much.
 """
 
 import math
@@ -52,9 +53,10 @@ class Pool:
     def draw(
         cls, flow: Flow, target: Target, n: int, *, seed: int, step: int, group: Group = ALONE
     ) -> "Pool":
-        """n points of the flow as it is. Piece j of 4,096 has the stream (seed, TRAIN, step, j), on rank j % size.
+        """Of n points of the flow as it is those with f > 0. Piece j of 4,096 has the stream (seed, TRAIN, step, j), on rank
+        j % size.
 
-        Raises `NumericalError` where the integrand is zero at all of them.
+        Raises `NumericalError` where there is none, and where f is NaN or infinite.
         """
         like = flow.base.like
         x = torch.zeros(n, *flow.event_shape, dtype=like.dtype, device=like.device)
@@ -67,13 +69,21 @@ class Pool:
                 w.copy_(target.log_prob(double(drawn)) - density)
         for tensor in (x, log_w, log_q):
             group.sum(tensor)
+        bad = torch.isnan(log_w) | torch.isposinf(log_w)
+        if bad.any():
+            first = int(bad.nonzero()[0])
+            raise NumericalError(
+                f"f/q is {float(log_w[first].exp())} at {int(bad.sum())} of {n:,} points drawn in step {step}, the first "
+                f"{x[first].tolist()}"
+            )
         log_z = torch.logsumexp(log_w, 0) - math.log(n)
-        if not torch.isfinite(log_z):
+        inside = torch.isfinite(log_w)
+        if not inside.any():
             raise NumericalError(
                 f"the integrand is zero at all of the {n:,} points that the flow drew in step {step}: do the cuts leave "
                 "anything?"
             )
-        return cls(x, log_w - log_z, log_q)
+        return cls(x[inside], (log_w - log_z)[inside], log_q[inside])
 
     def rows(self, step: int, batch: int, part: range, seed: int) -> "Pool":
         """The points `part` of the batch of `step`: chosen with replacement by the stream (seed, DATA, 2, step)."""
@@ -95,18 +105,16 @@ def renyi(
 ) -> tuple[Tensor, Tensor]:
     """(surrogate, loss) of `D_order` over the rows of this rank; the surrogate has the gradient, the loss the value.
 
-    A mean over a batch is a sum divided by `batch`, the points of all ranks. `total` adds up over the ranks; every rank
-    calls it once, also one without rows. The loss is this rank's part of `< w_old log r >` for order 1, else of the
-    estimate of `D_order`, whole on every rank and divided by their number of points.
+    `total` adds up over the ranks; every rank calls it once, also one without rows. The loss is this rank's part: those of
+    all ranks add up to the estimate.
     """
-    inside = torch.isfinite(rows.log_w)
-    w, x = rows.log_w[inside].exp(), rows.x[inside]
-    log_q = flow.log_prob(x) if len(x) else torch.zeros(0, dtype=torch.float64, device=rows.x.device)
-    log_r = (rows.log_w + rows.log_q)[inside] - log_q.detach()
+    w = rows.log_w.exp()
+    log_q = flow.log_prob(rows.x) if len(w) else w
+    log_r = rows.log_w + rows.log_q - log_q.detach()
     coefficient = w * torch.exp((order - 1) * log_r.clamp(max=math.log(CUT)))
-    mean = total((coefficient.sum() / batch).reshape(1).clone())[0]
+    powers, weights = total(torch.stack([coefficient.sum(), w.sum()]))
     if order == 1:
-        loss = (w * log_r).sum() / batch
+        loss = (w * log_r).sum() / weights
     else:
-        loss = mean.log() / (order - 1) * (len(rows.x) / batch)
-    return -(coefficient * log_q).sum() / (batch * mean.clamp_min(1e-300)), loss.detach()
+        loss = (powers / weights).log() / (order - 1) * (len(w) / batch)
+    return -(coefficient * log_q).sum() / powers, loss.detach()

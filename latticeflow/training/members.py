@@ -24,6 +24,10 @@ def require_trainable(flow: Flow, settings: TrainSettings) -> None:
     if isinstance(flow, ConditionalFlow):
         if settings.objective == "reverse":
             return require_trainable(flow.flow, settings)
+        if settings.objective == "importance":
+            raise InputError(
+                "train.objective = 'importance' of a conditional flow: pools are of one coupling. Use objective = 'reverse'"
+            )
         raise InputError(
             f"train.objective = '{settings.objective}' of a conditional flow: stored configurations are of one coupling. "
             "Use objective = 'reverse', which needs none"

@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..spec import Spec
 from ..threads import MAX_THREADS
 
+LARGEST = 10_000_000  # points of a pool
 WHOLE = {"stage", "precision", "threads", "compile", "keep"}  # what a stage cannot change
 
 
@@ -26,8 +27,8 @@ class TrainSettings(Spec):
     checkpoint written every `checkpoint_every`, the last `keep` of
     which stay.
 
-    `compile`: the repeated parts of split and continuous flows by torch.compile, 20 to 60 s once for each lattice and
-    batch; steps are 1.6 to 2 times as fast on a CPU (by hand), with other rounding.
+    `compile`: the repeated parts of split and continuous flows (no others) by torch.compile, 20 to 60 s once for each
+    lattice and batch; steps are 1.6 to 2 times as fast on a CPU (by hand), with other rounding.
 
     `density_tolerance`: of a flow that is solved in steps, the largest change of log q at twice the resolution that is
     allowed over 4,096 draws. It is looked at with each evaluation, and the number of steps raised until it is met.
@@ -106,10 +107,17 @@ class TrainSettings(Spec):
             )
         orders = self.orders
         fractions = [fraction for fraction, _ in orders]
-        if not orders or fractions[0] != 0 or fractions != sorted(fractions) or min(o for _, o in orders) < 1:
+        rising = orders and fractions[0] == 0 and fractions == sorted(fractions) and fractions[-1] <= 1
+        if not rising or min(o for _, o in orders) < 1:
             raise InputError(
                 f"train.order = {self.order}: expected a number >= 1 or [[0.0, order], [fraction, order], ...] with "
-                "fractions rising from 0 and orders >= 1"
+                "fractions rising from 0 to 1 at most and orders >= 1"
+            )
+        largest = self.window * max(b for _, b in schedule) / self.reuse
+        if self.reuse > self.window or largest > LARGEST:
+            raise InputError(
+                f"train.window = {self.window}, reuse = {self.reuse}: a pool of window * batch / reuse points; expected at least "
+                f"a batch (reuse <= window) and at most {LARGEST:,} points, found up to {largest:,.0f}"
             )
         for settings in self.stages():  # raises
             if settings.objective in ("forward", "mixed") and settings.data is None:

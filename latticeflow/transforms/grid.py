@@ -10,32 +10,44 @@ import math
 import torch
 from torch import Tensor
 
+EVEN = 1e-4  # the share of an even grid in every refined one
+
 
 def forward(edges: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """y to `(x, log |dx/dy|)`."""
+    """y to `(x, log |dx/dy|)`.
+
+    The slope is that of the bin in which x lies once it is rounded: at an edge that need not be y's, and a density that
+    belongs to other numbers than those that are stored could not be checked.
+    """
     bins = edges.shape[1] - 1
     scaled = y * bins
     i = scaled.floor().clamp(0, bins - 1)
-    return _line(edges, y, i.long(), scaled - i)
+    low, width = _bin(edges, i.T.long())
+    x = torch.addcmul(low.T, width.T, (scaled - i).to(edges.dtype)).to(y.dtype).clamp(0, 1)
+    return x, _log_slope(edges, _find(edges, x))
 
 
-def _line(edges: Tensor, y: Tensor, i: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    bins = edges.shape[1] - 1
-    low = edges.T.gather(0, i)
-    width = edges.T.gather(0, i + 1) - low
-    x = torch.addcmul(low, width, t.to(edges.dtype)).to(y.dtype)
-    return x, (width * bins).double().log().sum(1)
+def _find(edges: Tensor, x: Tensor) -> Tensor:
+    """The bin of every coordinate, `[d, batch]`."""
+    own = x.T.contiguous().to(edges.dtype)
+    return (torch.searchsorted(edges, own, right=True) - 1).clamp(0, edges.shape[1] - 2)
+
+
+def _bin(edges: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
+    low = edges.gather(1, i)
+    return low, edges.gather(1, i + 1) - low
+
+
+def _log_slope(edges: Tensor, i: Tensor) -> Tensor:
+    return (_bin(edges, i)[1] * (edges.shape[1] - 1)).double().log().sum(0)
 
 
 def inverse(edges: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """x to `(y, log |dy/dx|)`."""
-    bins = edges.shape[1] - 1
-    own = x.T.contiguous().to(edges.dtype)
-    i = (torch.searchsorted(edges, own, right=True) - 1).clamp(0, bins - 1)
-    low = edges.gather(1, i)
-    width = edges.gather(1, i + 1) - low
-    y = ((i + (own - low) / width) / bins).T.to(x.dtype)
-    return y.clamp(0, 1), -(width * bins).double().log().sum(0)
+    i = _find(edges, x)
+    low, width = _bin(edges, i)
+    y = ((i + (x.T.to(edges.dtype) - low) / width) / (edges.shape[1] - 1)).T.to(x.dtype)
+    return y.clamp(0, 1), -_log_slope(edges, i)
 
 
 def refine(edges: Tensor, x: Tensor, weight: Tensor, alpha: float = 0.5) -> Tensor:
@@ -46,7 +58,8 @@ def refine(edges: Tensor, x: Tensor, weight: Tensor, alpha: float = 0.5) -> Tens
     damping `alpha`. Edges stay as they are where no point has weight.
     """
     count, bins = edges.shape[0], edges.shape[1] - 1
-    square = weight.double().square()
+    weight = weight.double()
+    square = weight.clamp(max=float(weight.mean()) * math.sqrt(len(weight))).square()
     if not square.sum() > 0:
         return edges
     y = inverse(edges, x)[0]
@@ -69,5 +82,6 @@ def refine(edges: Tensor, x: Tensor, weight: Tensor, alpha: float = 0.5) -> Tens
     t = (wanted - low) / (high - low).clamp_min(math.ulp(1.0))
     old = edges.double()
     new = torch.lerp(old.gather(1, j), old.gather(1, j + 1), t.clamp(0, 1))
+    new = torch.lerp(new, wanted, EVEN)
     new[:, 0], new[:, -1] = 0.0, 1.0
     return new.to(edges.dtype)

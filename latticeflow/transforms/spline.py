@@ -73,7 +73,10 @@ def inverse(y: Tensor, raw_knots: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor
     b = s0 - r * e
     a, c = m - b, r * m
     root = (b * b + 4 * a * c).clamp_min(0).sqrt()
-    t = (2 * c / (b + root)).clamp(0, 1)
+    small = b > 0  # of the two forms of the root the one that does not cancel
+    t = torch.where(small, 2 * c / (b.abs() + root), (root - b) / (2 * torch.where(small, 1.0, a))).clamp(
+        0, 1
+    )
     u = t * (1 - t)
     d = m + e * u
     slope = m * m * (s1 * t * t + 2 * m * u + s0 * (1 - t).square()) / (d * d)

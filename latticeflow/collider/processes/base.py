@@ -52,6 +52,14 @@ class Process(Spec):
     def mass_range(self) -> tuple[float, float]:
         raise NotImplementedError
 
+    def __reduce__(self):
+        """Travels to other ranks as its deck table: the class of a user's function has no name to be found by."""
+        return _restore, (processes.table(self),)
+
+
+def _restore(table: dict[str, Any]) -> Process:
+    return processes.parse(table)
+
 
 processes: Registry[Process] = Registry("process")
 
