@@ -17,23 +17,30 @@ FREE = FreeField(shape=(4, 4), m2=0.5)
 
 
 def store_chains(
-    path: Path, target=FREE, steps: int = 64, blocks: int = 2, streams: int = 2, a: float = 0.0, **record
+    path: Path,
+    target=FREE,
+    steps: int = 64,
+    blocks: int = 2,
+    streams: int = 2,
+    a: float = 0.0,
+    sample=None,
+    **record,
 ) -> Ensemble:
-    """Chains `x' = a x + sqrt(1 - a^2) y`, y an exact draw: 8 a stream, `steps` in a block.
+    """Chains `x' = a x + sqrt(1 - a^2) y`, y of `sample` (an exact draw): 8 a stream, `steps` a block.
 
     Even functions of x that are quadratic have rho(t) = a^(2 t), so that tau_int = (1 + a^2) / (2 (1 - a^2)).
     """
-    record = {**CHAINS, "target": targets.table(target), **record}
+    record, sample = {**CHAINS, "target": targets.table(target), **record}, sample or target.sample
     chains = record["chains"]
     record["settings"] = {**CHAINS["settings"], "block": chains * steps, "precision": "float64"}
     ensemble = Ensemble.create(path, **record)
     for s in range(streams):
         generator = rng(81, s)
-        x = target.sample(chains, generator)
+        x = sample(chains, generator)
         for b in range(blocks):
             kept = []
             for _ in range(steps):
-                x = a * x + np.sqrt(1 - a * a) * target.sample(chains, generator)
+                x = a * x + np.sqrt(1 - a * a) * sample(chains, generator)
                 kept.append(x)
             draws = torch.cat(kept)
             ensemble.write(s, b, Draws(draws, target.log_prob(draws).numpy()), None, 0.5, **ABOUT)

@@ -8,8 +8,10 @@ from test_training_data import stored
 
 from latticeflow.errors import InputError
 from latticeflow.store import Ensemble
-from latticeflow.targets import FreeField
-from latticeflow.training import Configurations, data
+from latticeflow.targets import FreeField, Wilson
+from latticeflow.training import Configurations, FitSettings, TrainSettings, data
+from latticeflow.training.data import find_data
+from latticeflow.training.parallel import ALONE
 from latticeflow.training.split import auto_thin, held_out, units
 
 torch.set_num_threads(1)
@@ -128,6 +130,44 @@ def test_walks_pass_every_configuration_once_and_augment_anew(tmp_path):
     one, again, other = (torch.cat(list(moved.walk(k))) for k in (1, 1, 2))
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert torch.allclose(FREE.log_prob(one), FREE.log_prob(whole.view(-1, 4, 4)))
+
+
+def test_links_of_u1_are_translated_and_conjugated(tmp_path):
+    """Each configuration's plaquettes stay the same set, or all change their sign; other moves of links do not do that."""
+    target = Wilson(shape=(3, 4), group="u1", beta=2.0)
+    ensemble = store_chains(
+        tmp_path / "e",
+        target,
+        steps=8,
+        sample=lambda n, generator: torch.from_numpy(generator.uniform(-3, 3, size=(n, 2, 3, 4))),
+    )
+    whole = chains_of(ensemble)[0].view(-1, 2, 3, 4)
+    moved = torch.cat(list(Configurations(tmp_path / "e", target, 3).walk(1)))
+
+    def plaquettes(x):
+        _, _, p = next(target.plaquettes(x))
+        return torch.atan2(p.sin(), p.cos()).flatten(1)
+
+    def off(x):
+        """How far the sorted plaquettes of each configuration are from the stored ones, with either sign."""
+        p, q = plaquettes(x).sort(1).values, plaquettes(whole)
+        return torch.stack([(p - one.sort(1).values).abs().amax(1) for one in (q, -q)])
+
+    found = off(moved)
+    assert float(found.amin(0).max()) < 1e-12
+    assert set(found.argmin(0).tolist()) == {0, 1} and not torch.equal(moved, whole)
+    apart = torch.stack([whole[:, 0].roll(1, 1), whole[:, 1]], 1)
+    assert float(off(apart).amin()) > 1e-3
+
+
+def test_a_flow_learns_from_the_same_configurations(tmp_path):
+    """`thin` and `test_share` of a flow's [train] mean what they mean for a model: the comparison is a fair one."""
+    store_chains(tmp_path / "e", steps=128, a=0.5)
+    keys = {"data": str(tmp_path / "e"), "thin": "auto", "test_share": 0.25, "augment": False, "steps": 1}
+    settings = (TrainSettings(objective="forward", **keys), FitSettings(**keys))
+    flow, model = (find_data(one, FREE, 3, None, None, ALONE) for one in settings)
+    assert torch.equal(rows_of(flow), rows_of(model)) and len(flow) == 12 * 128
+    assert torch.equal(flow.draw(5, 64, range(64)), model.draw(5, 64, range(64)))
 
 
 def test_parts_of_a_large_ensemble_stay_apart(tmp_path, monkeypatch):

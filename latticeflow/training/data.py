@@ -185,26 +185,37 @@ class Configurations:
         return self.ensemble.read(*key, "x")["x"][rows]
 
     def _move(self, x: Tensor, rng: np.random.Generator) -> Tensor:
-        """Each configuration by its own symmetry: `x'(s) = +- x(g(s + t))`."""
+        """Each configuration by its own symmetry: `x'(s) = +- x(g(s + t))`, of links all directions together."""
         group, coordinates, shape = self._symmetries  # type: ignore[misc]
         n, volume = len(x), len(coordinates)
         g, t = rng.integers(len(group), size=n), rng.integers(volume, size=n)
-        sign = torch.from_numpy(rng.choice([-1.0, 1.0], size=(n, 1)))
+        sign = torch.from_numpy(rng.choice([-1.0, 1.0], size=(n, 1, 1)))
         shifted = (coordinates[None] + coordinates[t][:, None]) % shape  # [n, V, D]
         site = np.ravel_multi_index(tuple(np.moveaxis(shifted, -1, 0)), tuple(shape))
-        moved = x.flatten(1).gather(1, torch.from_numpy(group[g[:, None], site]))
+        fields = x.view(n, -1, volume)
+        moved = fields.gather(2, torch.from_numpy(group[g[:, None], site])[:, None].expand_as(fields))
         return (sign * moved).view_as(x)
 
     def _find_symmetries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The point group as permutations of sites `[G, V]`, coordinates `[V, D]`, sides `[D]`; tried out on the target."""
+        """The point group as permutations of sites `[G, V]`, coordinates `[V, D]`, sides `[D]`; tried out on the target.
+
+        Of angles on links, which rotations and reflections exchange, translations and theta -> -theta alone.
+        """
         target = self.target
-        if not isinstance(target, LatticeTarget) or target.event_shape != target.lattice.shape:
+        links = isinstance(target, LatticeTarget) and target.event_shape == (
+            target.lattice.dim,
+            *target.shape,
+        )
+        if not isinstance(target, LatticeTarget) or not (links or target.event_shape == target.shape):
             raise InputError(
-                f"train.augment: target '{target.kind}' is no scalar field on a lattice; set it to false"
+                f"train.augment: target '{target.kind}' is no scalar field on a lattice, nor has it links of U(1); set it "
+                "to false"
             )
         lattice = target.lattice
         sites = torch.arange(lattice.volume).view(1, *lattice.shape)
-        group = [lattice.transform(sites, *element).flatten().numpy() for element in lattice.point_group()]
+        elements = [] if links else lattice.point_group()
+        group = [lattice.transform(sites, *element).flatten().numpy() for element in elements]
+        group = group or [np.arange(lattice.volume)]
         found = np.stack(group), lattice.coordinates, np.array(lattice.shape)
 
         self._symmetries = found

@@ -16,7 +16,8 @@ class FitSettings(Spec):
     `data`: a path, as seen from the run folder or from here. `thin`: of each of its chains every thin-th step is used;
     "auto": every ceil(2 tau_int)-th, tau_int the larger of those of S and of the target's slow mode. `test_share`: of the
     chains, chosen at random, held out: no configuration of them is trained on (`Configurations`). `augment`: every
-    configuration is moved by a random symmetry of the lattice, and half of them by phi -> -phi.
+    configuration is moved by a random symmetry of the lattice, and half of them by phi -> -phi (of links in U(1): by a
+    translation, and half by theta -> -theta).
 
     `steps`: optimiser steps (Adam), of all players together; 0 for models that are computed and not trained (PCA).
     `batch`: configurations a step, or "all" of them, each once. `lr`: the rate at its peak, reached after `warmup` steps,
