@@ -24,8 +24,9 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,12 +75,13 @@ ANTENNA = {"kind": "antenna", "y_min": 0.02, "sharp": True, "chain": [0, 2, 1]}
 
 @dataclass(frozen=True)
 class Case:
-    """An integrand with the bars of the flow's deviation and unweighting efficiency."""
+    """An integrand with the bars of the flow's deviation and unweighting efficiency; settings of the flow."""
 
     title: str
     target: Hypercube
     deviation: float | None = None
     efficiency: float | None = None
+    flow: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
@@ -93,7 +95,9 @@ CASES = {
         0.15,
     ),
     "camel_8": Case("camel, 8 dimensions", Camel(dimensions=8), 0.40, 0.35),
-    "camel_16": Case("camel, 16 dimensions", Camel(dimensions=16)),
+    # a product of marginals does best on one of two peaks, and in 10 iterations finds that out; the flow then never learns of
+    # the other
+    "camel_16": Case("camel, 16 dimensions", Camel(dimensions=16), flow={"iterations": 3}),
 }
 
 
@@ -213,7 +217,8 @@ class Benchmark:
     def flow(self, name: str) -> tuple[CubeFlow, float]:
         """Trained once, whichever parts use it."""
         if name not in self.trained:
-            self.trained[name] = fit_for(AutoregressiveSpline(**SPEC), CASES[name].target, self.seconds)
+            case = CASES[name]
+            self.trained[name] = fit_for(AutoregressiveSpline(**SPEC | case.flow), case.target, self.seconds)
         return self.trained[name]
 
     def row(self, name: str, found: Measured, target: Hypercube, note: str = "") -> None:
@@ -256,8 +261,9 @@ class Benchmark:
 
     def throughput(self, name: str, flow: CubeFlow, rival: Madnis, other: Measured) -> None:
         """Beside an equally good flow, which is smaller than the best one."""
-        target, rng = CASES[name].target, stream(3, Purpose.DRAW, 0)
-        small, spent = fit_for(AutoregressiveSpline(**SMALL), target, self.seconds / 4)
+        case, rng = CASES[name], stream(3, Purpose.DRAW, 0)
+        target = case.target
+        small, spent = fit_for(AutoregressiveSpline(**SMALL | case.flow), target, self.seconds / 4)
         found = by_flow(target, small, self.draws)
         note = f", {small.parameter_count():,} parameters, trained in {spent:.0f} s"
         self.row("small flow", found, target, note)
