@@ -200,7 +200,7 @@ def write_diagnoses(result: Diagnoses, runs: list[Run]) -> Path:
 def _plots(result: Diagnoses) -> Iterator[tuple[str, tuple[bytes, str]]]:
     """Those for which every ensemble that is in them has what they show."""
     members = [one.member for one in result.found] + [result.reference.member]
-    caption = f"How far each diagnostic is off, in σ; bold beyond {WRONG:g}. 'never': not by chance at all."
+    caption = f"How far each diagnostic is off, in σ; bold beyond {WRONG:g}."
     yield "overview", (plots.overview(result.found), caption)
     cube = members[0].series.target.measure == "hypercube"
     able = [one for one in members if _has(lambda m: m.action, one)]
@@ -218,7 +218,10 @@ def _plots(result: Diagnoses) -> Iterator[tuple[str, tuple[bytes, str]]]:
     if kind is not None and able:
         yield (
             "modes",
-            (plots.modes(able, kind.tex), f"Modes: {kind.label}, 0 and 1 being no and yes of wells."),
+            (
+                plots.modes(able, kind),
+                "Share of the draws in each mode, as errors of so many independent draws.",
+            ),
         )
     if any(one.test for one in result.found):
         caption = "Classifiers, each trained to tell one ensemble from the reference, on draws that they have not seen."

@@ -14,6 +14,7 @@ from .series import Series
 
 PIECE = 1024  # configurations of data whose distances are held at a time
 RESAMPLES = 200
+HELD = 1024  # held-out configurations whose distances are looked at
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def nearness(model: Tensor, train: Iterable[Tensor], held: list[Tensor], seed: i
     near, at = _nearest(model, train)
     far, other = _nearest(model, held)
     sizes = sum(len(piece) for piece in train), sum(len(piece) for piece in held)
-    some = torch.cat(held)[: len(model)] if len(held) else model[:0]
+    some = torch.cat(held)
+    some = some[torch.linspace(0, len(some) - 1, min(HELD, len(some))).round().long()]
     of_held = _nearest(some, train)[0]
     chance = sizes[0] / sum(sizes)
     nearest = np.where(near < far, at, sizes[0] + other)

@@ -8,14 +8,18 @@ from matplotlib.figure import Figure
 from ..observables import observables
 from ..statistics import bracket
 from .diagnose_findings import CERTAIN, WRONG, Diagnosis, Member
+from .diagnose_modes import Kind
 from .plots import COLOURS, DASHES, MARKERS, styled
 
 SHOWN = 10.0  # sigma at which the overview's colour ends
 
 
-def style(i: int) -> dict[str, Any]:
-    """Of curve i: colours and dashes go round."""
-    return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
+def style(i: int, last: bool = False) -> dict[str, Any]:
+    """Of curve i: colours go round, each time with other dashes. The last one is the reference."""
+    if last:
+        return {"color": "black", "linestyle": "-"}
+    n = len(COLOURS)
+    return {"color": COLOURS[i % n], "linestyle": DASHES[(i + i // n) % len(DASHES)]}
 
 
 @styled
@@ -30,8 +34,8 @@ def overview(found: list[Diagnosis]) -> Figure:
         for i, key in enumerate(keys):
             if key in one.findings and one.findings[key].sigma is not None:
                 grid[i, j] = abs(one.findings[key].sigma)  # type: ignore[arg-type]
-                text = f"{grid[i, j]:.1f}" if grid[i, j] < CERTAIN - 1 else "never"
-                colour = "white" if grid[i, j] > 6 else "black"
+                text = f"{grid[i, j]:.1f}" if grid[i, j] < CERTAIN - 1 else f"> {CERTAIN - 1:.0f}"
+                colour = "white" if grid[i, j] > 5 else "black"
                 weight = "bold" if grid[i, j] > WRONG else "normal"
                 axes.text(j, i, text, ha="center", va="center", fontsize=9, color=colour, weight=weight)
     image = axes.imshow(np.ma.masked_invalid(grid), vmin=0, vmax=SHOWN, cmap="cividis_r", aspect="auto")
@@ -58,11 +62,11 @@ def actions(members: list[Member], label: str) -> Figure:
         inflation = np.sqrt(len(one.action.values) / one.action.size)
         outside = 1 - count.sum() / len(one.action.values)
         name = one.label + (f": {100 * outside:.1f} % lie outside" if outside > 0.01 else "")
-        axes.stairs(count / scale, edges, label=name, **style(i))
-        seen = count > 0
+        look, seen = style(i, one is members[-1]), count > 0
+        axes.stairs(count / scale, edges, label=name, **look)
         error = np.sqrt(count[seen]) * inflation / scale
         axes.errorbar(
-            middle[seen], count[seen] / scale, error, fmt="none", linewidth=0.8, color=style(i)["color"]
+            middle[seen], count[seen] / scale, error, fmt="none", linewidth=0.8, color=look["color"]
         )
     axes.set(xlabel=label, ylabel="density")
     axes.legend()
@@ -79,20 +83,14 @@ def profiles(members: list[Member], names: list[str]) -> Figure:
         for i, one in enumerate(members):
             own = one.profile(name)
             at = np.arange(len(own.value))
-            look = {"marker": MARKERS[i % len(MARKERS)], "markersize": 4, "color": style(i)["color"]}
-            above.errorbar(
-                at,
-                own.value,
-                own.error,
-                label=one.label,
-                linestyle=style(i)["linestyle"],
-                linewidth=0.8,
-                **look,
-            )
+            look = style(i, one is members[-1])
+            marker = {"marker": MARKERS[i % len(MARKERS)], "markersize": 4, "color": look["color"]}
+            line = {"linestyle": look["linestyle"], "linewidth": 0.8}
+            above.errorbar(at, own.value, own.error, label=one.label, **line, **marker)
             if one is not members[-1]:
                 error = np.hypot(own.error, last.error)
                 pull = np.divide(own.value - last.value, error, out=np.zeros_like(error), where=error > 0)
-                below.plot(at + 0.06 * i, pull, linestyle="none", **look)
+                below.plot(at + 0.06 * i, pull, linestyle="none", **marker)
         positive = all((one.profile(name).value > 0).all() for one in members)
         above.set(yscale="log" if positive else "linear", ylabel=f"${observables.find(name).tex}$")
         above.legend()
@@ -106,19 +104,20 @@ def profiles(members: list[Member], names: list[str]) -> Figure:
 
 
 @styled
-def modes(members: list[Member], label: str) -> Figure:
+def modes(members: list[Member], kind: Kind) -> Figure:
     """Share of the draws in every mode, side by side."""
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    figure = Figure(figsize=(8.0, 3.6), layout="constrained")
     axes = figure.subplots()
     every = np.unique(np.concatenate([one.shares.labels for one in members]))
     for i, one in enumerate(members):
         own = one.shares
         place = np.searchsorted(every, own.labels) + 0.7 * (i - (len(members) - 1) / 2) / len(members)
-        axes.bar(place, own.share, 0.7 / len(members), color=style(i)["color"], alpha=0.6, label=one.label)
+        colour = style(i, one is members[-1])["color"]
+        axes.bar(place, own.share, 0.7 / len(members), color=colour, alpha=0.6, label=one.label)
         axes.errorbar(place, own.share, own.error, fmt="none", color="black", linewidth=0.8)
-    axes.set_xticks(range(len(every)), [str(one) for one in every])
-    axes.set(ylabel=f"${label}$", xlabel="mode")
-    axes.legend()
+    axes.set_xticks(range(len(every)), [kind.names[at] if kind.names else str(at) for at in every])
+    axes.set(ylabel="share of the draws", xlabel="" if kind.names else "$Q$")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
@@ -147,12 +146,13 @@ def roc(found: list[Diagnosis]) -> Figure:
 def distances(found: list[Diagnosis]) -> Figure:
     """Distances to the nearest training configuration: of draws, and (black) of configurations held out."""
     shown = [(one.member.label, one.nearness) for one in found if one.nearness is not None]
-    figure = Figure(figsize=(6.4, 0.6 + 2.2 * len(shown)), layout="constrained")
-    for i, ((name, near), axes) in enumerate(zip(shown, figure.subplots(len(shown), squeeze=False)[:, 0])):
-        edges = np.linspace(0, max(near.model.max(), near.held.max()) * 1.02, 51)
-        common: Any = {"density": True, "histtype": "step"}
-        axes.hist(near.model, edges, label=name, **style(i), **common)
-        axes.hist(near.held, edges, color="black", label="held-out configurations", **common)
-        axes.set(xlabel="distance to the nearest training configuration", ylabel="density")
-        axes.legend()
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    top = max(max(near.model.max(), near.held.max()) for _, near in shown)
+    common: Any = {"bins": np.linspace(0, 1.02 * top, 61), "density": True, "histtype": "step"}
+    for i, (name, near) in enumerate(shown):
+        axes.hist(near.model, label=name, **style(i), **common)
+    axes.hist(shown[0][1].held, label="held out", **style(0, True), **common)
+    axes.set(xlabel="distance to the nearest training configuration", ylabel="density")
+    axes.legend()
     return figure
