@@ -137,7 +137,7 @@ def test_log_and_checkpoint_say_what_was_done(place):
     assert {line["thin"] for line in lines} == {2} and lines[-1]["configurations"] == 13 * 128
     assert lines[-1]["loss model"] < lines[0]["loss model"] and "trained_on" not in lines[-1]
     state = json.loads((ckpt.latest(place / "run" / "weights") / "state.json").read_text())
-    assert state["finished"] and state["data"] == Configurations(place / "data", FREE, 7).checksum
+    assert state["finished"] and state["data"] == [Configurations(place / "data", FREE, 7).checksum]
 
 
 def test_pca_is_trained_by_the_same_command_without_steps(place, tmp_path):

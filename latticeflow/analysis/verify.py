@@ -219,7 +219,7 @@ def sampler_of(run: Run, ensemble: Ensemble, device: str) -> Sampler:
         except LatticeflowError:  # reported with the checkpoints
             continue
         if same:
-            at_target = trained if spec.needs_model else member(trained, run.deck.target)
+            at_target = trained.at(run.deck.target) if spec.needs_model else member(trained, run.deck.target)
             return spec.build(run.deck.target, flow=at_target, device=device)
     raise StoreError(
         f"{ensemble.path} was drawn by weights of SHA-256 {str(ensemble.weights)[:16]}..., which no sound checkpoint "

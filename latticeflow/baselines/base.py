@@ -34,8 +34,10 @@ class Model(nn.Module):
     correction of its draws is refused everywhere.
     """
 
-    generates: ClassVar[bool] = False
+    generates: bool = False
     density: Literal["none", "bound"] = "none"
+    couplings: tuple[str, ...] = ()  # of a family of models (`conditional.py`): those that it depends on
+    terms_needed: int = 1  # of a family: couplings that it must have learned from
     per_component: ClassVar[bool] = False  # the mean of each component on its own, and one scale for all
     mean: Tensor
     scale: Tensor
@@ -101,6 +103,14 @@ class Model(nn.Module):
     def loss(self, player: str, x: Tensor, rng: np.random.Generator) -> Tensor:
         """What `player` makes smaller, a mean over the batch; all its randomness comes from rng."""
         raise NotImplementedError
+
+    def loss_at(self, target: Target, player: str, x: Tensor, rng: np.random.Generator) -> Tensor:
+        """`loss` of configurations of `target`; of a family, of its member there."""
+        return self.loss(player, x, rng)
+
+    def at(self, target: Target) -> "Model":
+        """The member of a family at the target's couplings; of an ordinary model itself."""
+        return self
 
     def moved(self, player: str) -> None:
         """Called after each step of a player: for averages of weights and the like."""

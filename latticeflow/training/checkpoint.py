@@ -285,12 +285,14 @@ def build_model(deck) -> Model:
 
 
 def load_model(weights: Path, deck) -> tuple[Model, str]:
-    """The deck's model with the newest weights, in the precision of its training, and the weights' SHA-256.
+    """The deck's model with the newest weights, in the precision of its training, and the weights' SHA-256; of a family
+    the one at the deck's target.
 
     Raises `InputError` for a deck without [model] and where nothing is trained, `StoreError` for damaged files.
     """
     model, checkpoint = build_model(deck), latest(weights, "model")
-    return model, load_model_at(model, checkpoint)
+    digest = load_model_at(model, checkpoint)
+    return model.at(deck.target), digest
 
 
 def load_model_at(model: Model, checkpoint: Path) -> str:

@@ -238,16 +238,16 @@ def find_data(
     weights: Path | None,
     recorded: str | None,
     group: Group,
+    data: str | None = None,
 ) -> Configurations:
-    """The configurations of `settings.data`: a path as seen from the folder that holds `weights`, or else from here.
+    """The configurations of `data` (default: of the settings): a path as seen from the folder that holds `weights`, or else
+    from here.
 
     Raises `InputError` where they are not those that a checkpoint records by their checksum, and, on every rank, where
     the ranks see different ones.
     """
-    given = Path(settings.data or "")
-    beside = given if weights is None else Path(weights).parent / given
     found = Configurations(
-        beside if beside.is_dir() else given,
+        data_path(data or str(settings.data or ""), weights),
         target,
         seed,
         settings.thin,
@@ -266,3 +266,9 @@ def find_data(
             f"{found.ensemble.path} is still being drawn: ranks see different blocks of it; wait for its end"
         )
     return found
+
+
+def data_path(data: str, weights: Path | None) -> Path:
+    """Where `data` is: a path as seen from the folder that holds `weights`, where it is there, or else from here."""
+    beside = Path(data) if weights is None else Path(weights).parent / data
+    return beside if beside.is_dir() else Path(data)

@@ -17,11 +17,13 @@ from ..baselines import Model
 from ..errors import InputError, Stopped, TrainingDiverged
 from ..precision import DTYPES
 from ..random import Purpose, stream
+from ..store import Ensemble
 from ..targets import Target
 from ..threads import threads
 from . import checkpoint as ckpt
-from .data import MEMORY, Configurations, find_data
+from .data import MEMORY, Configurations, data_path, find_data
 from .fit_settings import FitSettings
+from .members import name_of
 from .parallel import ALONE
 
 Record = dict[str, Any]
@@ -80,6 +82,14 @@ def require_fitting(model: Model, settings: FitSettings) -> None:
         raise InputError(
             f"train.steps = {settings.steps}: {type(model).__name__} is computed from the data and takes none; leave it out"
         )
+    if settings.others and not model.couplings:
+        raise InputError("train.others: ensembles at other couplings are for a conditional model")
+    count = len(settings.ensembles)
+    if model.couplings and count < model.terms_needed:
+        raise InputError(
+            f"train.others: {count} ensembles with train.data, for {model.terms_needed} polynomials of "
+            f"{', '.join(model.couplings)}; expected as many or more, or a lower model.degree"
+        )
     unknown = sorted(set(settings.rates) - set(players))
     if unknown:
         raise InputError(f"train.rates.{unknown[0]}: no such player; known: {', '.join(sorted(players))}")
@@ -88,15 +98,18 @@ def require_fitting(model: Model, settings: FitSettings) -> None:
 class _Walk:
     """All training configurations in pieces, as often as asked for, on the model's device."""
 
-    def __init__(self, data: Configurations, number: int, device: torch.device):
-        self.data, self.number, self.device = data, number, device
+    def __init__(self, sources: list[Configurations], number: int, device: torch.device):
+        self.sources, self.number, self.device = sources, number, device
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (x.to(self.device) for x in self.data.walk(self.number))
+        return (x.to(self.device) for data in self.sources for x in data.walk(self.number))
 
 
 class _Fit:
-    """A training in progress: `done` steps, `losses` of each player since the last evaluation, `good` newest checkpoint."""
+    """A training in progress: `done` steps, `losses` of each player since the last evaluation, `good` newest checkpoint.
+
+    `sources`: the configurations of each ensemble, of which there are several for a family; `held_out`: theirs.
+    """
 
     def __init__(self, model: Model, target: Target, settings: FitSettings, seed: int, weights: Path | None):
         self.model = model.to(DTYPES[settings.precision])
@@ -106,7 +119,7 @@ class _Fit:
         self.losses: dict[str, list[float]] = {name: [] for name in model.players()}
         self.done, self.seconds, self.norm = 0, 0.0, 0.0
         self.good: Path | None = None
-        self.whole: Tensor | None = None
+        self.whole: dict[int, Tensor] = {}
 
     @property
     def like(self) -> Tensor:
@@ -114,12 +127,12 @@ class _Fit:
         return self.model.mean
 
     def walk(self, number: int) -> _Walk:
-        return _Walk(self.data, number, self.like.device)
+        return _Walk(self.sources, number, self.like.device)
 
     def begin(self, resume: bool) -> bool:
         """Go on from the newest checkpoint, where there is one; returns whether nothing is left to do."""
         found = ckpt.checkpoints(self.weights) if self.weights is not None else []
-        recorded = None
+        recorded: list[str] | None = None
         if found:
             if not resume:
                 raise InputError(
@@ -135,45 +148,73 @@ class _Fit:
                 ckpt.load_optimizer(self.optimizer, self.good)
             self.done, self.seconds = state["step"], state["seconds"]
             self.losses, recorded = state["losses"], state["data"]
-        self.data = find_data(self.settings, self.target, self.seed, self.weights, recorded, ALONE)
-        self.held_out = self.data.held_out() if self.settings.test_share else self.data
+        self.sources = self._sources(recorded)
+        held = self.settings.test_share > 0
+        self.held_out = [data.held_out() for data in self.sources] if held else self.sources
         if not found:
             self.model.begin(self.walk(0))
         return False
 
+    def _sources(self, recorded: list[str] | None) -> list[Configurations]:
+        """The ensembles to learn from: one of the target, or for a family those of the target at their couplings."""
+        found = []
+        for i, path in enumerate(self.settings.ensembles):
+            target = self.target
+            if self.model.couplings:
+                table = Ensemble.open(data_path(path, self.weights)).target
+                target = target.at(**{name: table[name] for name in self.model.couplings if name in table})
+                self.model.at(target)  # raises for couplings out of range
+            checksum = recorded[i] if recorded else None
+            found.append(
+                find_data(self.settings, target, self.seed, self.weights, checksum, ALONE, data=path)
+            )
+        return found
+
     def save(self, finished: bool = False) -> None:
         """A checkpoint of `done` steps, where there is a folder for it."""
         if self.weights is not None:
-            state = {"seconds": self.seconds, "losses": self.losses, "data": self.data.checksum}
+            state = {
+                "seconds": self.seconds,
+                "losses": self.losses,
+                "data": [data.checksum for data in self.sources],
+            }
             state |= {"finished": finished}
             self.good = ckpt.save_checkpoint(
                 self.weights, self.done, self.model, self.optimizer, self.seed, self.settings, state
             )
 
-    def _batch(self) -> Tensor:
+    def _source(self) -> int:
+        """The ensemble of this step: one at random, by the stream (seed, DATA, 6, step), where there are several."""
+        n = len(self.sources)
+        return int(stream(self.seed, Purpose.DATA, 6, self.done).integers(n)) if n > 1 else 0
+
+    def _batch(self, i: int) -> Tensor:
         batch = self.settings.batch
         if batch != "all":
-            return self.data.draw(self.done, batch, range(batch)).to(self.like)
+            return self.sources[i].draw(self.done, batch, range(batch)).to(self.like)
         if self.settings.augment:
-            return self._all(1 + self.done)
-        self.whole = self._all(0) if self.whole is None else self.whole
-        return self.whole
+            return self._all(self.sources[i], 1 + self.done)
+        if i not in self.whole:
+            self.whole[i] = self._all(self.sources[i], 0)
+        return self.whole[i]
 
-    def _all(self, number: int) -> Tensor:
-        size = len(self.data) * math.prod(self.target.event_shape) * self.like.element_size()
+    def _all(self, data: Configurations, number: int) -> Tensor:
+        size = len(data) * math.prod(self.target.event_shape) * self.like.element_size()
         if size > MEMORY:
             raise InputError(
-                f"train.batch = 'all': {len(self.data):,} configurations take {size / 2**20:.0f} MiB, at most "
+                f"train.batch = 'all': {len(data):,} configurations take {size / 2**20:.0f} MiB, at most "
                 f"{MEMORY >> 20} MiB are held; give a number"
             )
-        return torch.cat([x.to(self.like) for x in self.data.walk(number)])
+        return torch.cat([x.to(self.like) for x in data.walk(number)])
 
     def step(self, stop: Callable[[], str | None]) -> None:
         """One optimiser step; first, if one is due or a stop is asked for, the checkpoint of the weights it starts from."""
         clock, model = time.perf_counter(), self.model
         player, reason = model.turn(self.done), stop()
         own = model.players()[player]
-        loss = model.loss(player, self._batch(), stream(self.seed, Purpose.TRAIN, self.done))
+        i = self._source()
+        rng = stream(self.seed, Purpose.TRAIN, self.done)
+        loss = model.loss_at(self.sources[i].target, player, self._batch(i), rng)
         for p, gradient in zip(own, torch.autograd.grad(loss, own, allow_unused=True)):
             p.grad = gradient
         self.norm = float(torch.nn.utils.clip_grad_norm_(own, self.settings.clip))
@@ -214,19 +255,22 @@ class _Fit:
 
     def evaluate(self) -> Record:
         """Means of the losses since the last evaluation, and what the model reports of held-out configurations."""
-        n = self.settings.evaluate_draws
-        x = self.held_out.draw(self.done, n, range(n)).to(self.like)
         record: Record = {
             "step": self.done,
             **{f"loss {name}": sum(values) / len(values) for name, values in self.losses.items() if values},
             "grad_norm": self.norm,
             "lr": self.settings.lr_at(max(0, self.done - 1)),
-            "configurations": len(self.data),
-            "thin": self.data.thin,
+            "configurations": sum(map(len, self.sources)),
+            "thin": max(data.thin for data in self.sources),
             "seconds": self.seconds,
-            **self.model.report(x, stream(self.seed, Purpose.EVALUATE, self.done)),
         }
-        if self.held_out is self.data:
+        for data in self.held_out:
+            n, target = self.settings.evaluate_draws, data.target
+            x = data.draw(self.done, n, range(n)).to(self.like)
+            found = self.model.at(target).report(x, stream(self.seed, Purpose.EVALUATE, self.done))
+            where = name_of({name: getattr(target, name) for name in self.model.couplings})
+            record |= {f"{key} {where}".rstrip(): value for key, value in found.items()}
+        if self.held_out is self.sources:
             record["trained_on"] = 1
         self.losses = {name: [] for name in self.losses}
         return record

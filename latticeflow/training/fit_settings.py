@@ -13,11 +13,11 @@ from .settings import learning_rate
 class FitSettings(Spec):
     """Settings of the training of a model (`latticeflow/baselines`) on the ensemble `data`.
 
-    `data`: a path, as seen from the run folder or from here. `thin`: of each of its chains every thin-th step is used;
-    "auto": every ceil(2 tau_int)-th, tau_int the larger of those of S and of the target's slow mode. `test_share`: of the
-    chains, chosen at random, held out: no configuration of them is trained on (`Configurations`). `augment`: every
-    configuration is moved by a random symmetry of the lattice, and half of them by phi -> -phi (of links in U(1): by a
-    translation, and half by theta -> -theta).
+    `data`: a path, as seen from the run folder or from here; `others`: of a conditional model, ensembles at other couplings.
+    `thin`: of each of its chains every thin-th step is used; "auto": every ceil(2 tau_int)-th, tau_int the larger of those
+    of S and of the target's slow mode. `test_share`: of the chains, chosen at random, held out: no configuration of them is
+    trained on (`Configurations`). `augment`: every configuration is moved by a random symmetry of the lattice, and half of
+    them by phi -> -phi (of links in U(1): by a translation, and half by theta -> -theta).
 
     `steps`: optimiser steps (Adam), of all players together; 0 for models that are computed and not trained (PCA).
     `batch`: configurations a step, or "all" of them, each once. `lr`: the rate at its peak, reached after `warmup` steps,
@@ -27,6 +27,7 @@ class FitSettings(Spec):
     """
 
     data: str | None = None
+    others: tuple[str, ...] = ()
     thin: PositiveInt | Literal["auto"] = "auto"
     test_share: float = Field(0.2, ge=0, lt=1)
     augment: bool = True
@@ -51,10 +52,17 @@ class FitSettings(Spec):
                 "train.data is missing: a [model] learns from stored configurations. Say where they are, for example "
                 "train.data = 'ensembles/hmc' (latticeflow sample RUN --sampler hmc --draws N)"
             )
+        if len(set(self.ensembles)) < len(self.ensembles):
+            raise InputError(f"train.others = {list(self.others)}: an ensemble is named twice")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"train.betas = {self.betas}: expected two numbers in [0, 1)")
         if not all(rate > 0 for rate in self.rates.values()):
             raise InputError(f"train.rates = {self.rates}: expected positive factors of train.lr")
+
+    @property
+    def ensembles(self) -> tuple[str, ...]:
+        """`data` and `others`."""
+        return (str(self.data), *self.others)
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the step counted from 0: linear warm-up, then the decay."""
