@@ -9,7 +9,8 @@
    standard deviation of the weights, error by linear propagation; the unweighting efficiency `<min(w, w_q)> / w_q`, w_q the
    99.9 % quantile of all weights, zeros included, error by the jackknife over 32 blocks; the share of draws inside the cuts;
    the largest weight over the mean; the integral; CPU time a draw, integrand included. Bars: deviation and efficiency; at
-   most 150 s of training; integrals of the camels within 2 sigma of exact and both their peaks found. Points a second with
+   most 150 s of training; integrals of the camels within 2 sigma of exact, half its share of the draws at least at each of
+   their peaks. Points a second with
    density, each at its best batch in float32: of the flow, of a small one (networks of 32 and 32, a quarter of the training)
    that is to be as good as MadNIS, and of MadNIS; bar: the small flow three times MadNIS's.
 2. `defensive`: the mixture of the flow with its grid, by the share eps of the grid.
@@ -95,8 +96,8 @@ CASES = {
         0.15,
     ),
     "camel_8": Case("camel, 8 dimensions", Camel(dimensions=8), 0.40, 0.35),
-    # a product of marginals does best on one of two peaks, and in 10 iterations finds that out; the flow then never learns of
-    # the other
+    # a product of marginals does best on one of two peaks, and finds that out in 10 iterations; then the flow never learns
+    # of the other
     "camel_16": Case("camel, 16 dimensions", Camel(dimensions=16), flow={"iterations": 3}),
 }
 
@@ -255,7 +256,7 @@ class Benchmark:
             self.bars.at_least(f"{name}: unweighting", found.efficiency, case.efficiency)
         if isinstance(target, Camel):
             self.bars.at_most(f"{name}: |integral - exact| / sigma", abs(found.pull(target.integral)), 2)
-            self.bars.at_least(f"{name}: draws at the rarer peak", min(found.low, 1 - found.low), 0.4)
+            self.bars.at_least(f"{name}: draws at the rarer peak", min(found.low, 1 - found.low), 0.25)
         if rival is not None:
             self.throughput(name, flow, rival, other)
 
