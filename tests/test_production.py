@@ -93,7 +93,8 @@ def reference(trained, tmp_path_factory) -> dict:
 
 def test_every_registered_sampler_has_a_row():
     own = {kind for kind, spec in samplers.classes.items() if spec.__module__.startswith("latticeflow.")}
-    assert set(DRAWS) | {"heatbath", "pseudofermions"} == own  # those of gauge fields: tests of their own
+    others = {"heatbath", "pseudofermions", "vegas", "flat", "model"}  # of gauge fields, events, data: tests of their own
+    assert set(DRAWS) | others == own
 
 
 def test_reference_is_whole(reference):
