@@ -9,10 +9,10 @@
    standard deviation of the weights, error by linear propagation; the unweighting efficiency `<min(w, w_q)> / w_q`, w_q the
    99.9 % quantile of all weights, zeros included, error by the jackknife over 32 blocks; the share of draws inside the cuts;
    the largest weight over the mean; the integral; CPU time a draw, integrand included. Bars: deviation and efficiency; at
-   most 150 s of training; integrals of the camels within 2 sigma of exact, half its share of the draws at least at each of
-   their peaks. Points a second with
-   density, each at its best batch in float32: of the flow, of a small one (networks of 32 and 32, a quarter of the training)
-   that is to be as good as MadNIS, and of MadNIS; bar: the small flow three times MadNIS's.
+   most 150 s of training; integrals of the camels within 2 sigma of exact, at each of their peaks half its share of the
+   draws at least. Points a second with density, each at its best batch in float32: of the flow, of a small one (networks of
+   32 and 32, a quarter of the training) that is to be as good as MadNIS, and of MadNIS; bar: the small flow three times
+   MadNIS's.
 2. `defensive`: the mixture of the flow with its grid, by the share eps of the grid.
 3. `choices`, 3 jets on RAMBO: couplings and the autoregressive flow at the same CPU seconds; orders of the divergence and
    re-use of points at the same steps.
