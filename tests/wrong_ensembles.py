@@ -12,30 +12,41 @@ from latticeflow.targets import FreeField, targets
 from latticeflow.training.data import Configurations
 
 BLOCK = 1024
+TRAIN = {"data": "ensembles/test_chain", "thin": "auto", "test_share": 0.25}
 
 
-def give(run, kind, x, target=TARGET, n=BLOCK, trained=True):
-    """Store x `[n, ...]` as the draws of a generator without weights, called `kind`; what `latticeflow sample` writes."""
+def give(run, kind, x, exact=False):
+    """Store x `[n, *event_shape]` as independent draws without weights of a sampler called `kind`."""
     if kind not in samplers.classes:
 
-        @samplers.add(kind)
         class Given(SamplerSpec):
-            exact = False
-            block: int = n
+            block: int = BLOCK
 
-    ensemble = Ensemble.create(run.ensemble(kind), sampler=kind, settings={"block": n, "precision": "float64", "threads": 1, "keep_fields": 1},
-                               target=targets.table(target), seed=1, weights="0" if trained else None, chains=0,
-                               interacting=False, weighted=False)  # fmt: skip
-    x = torch.as_tensor(x)
-    for b, part in enumerate(x.split(n)):
+        Given.exact = exact
+        samplers.add(kind)(Given)
+    settings = {"block": BLOCK, "precision": "float64", "threads": 1, "keep_fields": 1}
+    target = run.deck.target
+    ensemble = Ensemble.create(
+        run.ensemble(kind),
+        sampler=kind,
+        settings=settings,
+        target=targets.table(target),
+        seed=1,
+        weights=None if exact else "0",
+        chains=0,
+        interacting=False,
+        weighted=False,
+    )
+    for b, part in enumerate(x.split(BLOCK)):
         ensemble.write(b, 0, Draws(part, target.log_prob(part).numpy()), None, seconds=0.1)
     return ensemble
 
 
-def free_run(folder, **train):
-    """A run on the free field with the chains "test_chain" (tau_int known), that a model is said to have learned from."""
-    settings = {"data": "ensembles/test_chain", "thin": "auto", "test_share": 0.25, **train}
-    deck = {"name": "free", "seed": 5, "target": targets.table(TARGET), "model": {"kind": "pca", "latent": 4}, "train": settings}
+def a_run(folder, target, **train):
+    """A run folder of that target; with `train` as if a model had been trained so."""
+    deck = {"name": folder.name, "seed": 5, "target": targets.table(target)}
+    if train:
+        deck |= {"model": {"kind": "pca", "latent": 4}, "train": train}
     return Run.create(Deck.parse(deck), folder)
 
 
@@ -45,27 +56,27 @@ def few(k, n):
 
 
 def one_well(n):
-    """Never m > 0."""
+    """Never m > 0, and else right."""
     x = TARGET.sample(n, rng(22))
     return -x * x.flatten(1).mean(1).sign()[:, None, None]
 
 
 def shuffled(n):
-    """The right marginal distribution of every site, and no correlations: sites of each configuration exchanged."""
+    """The right distribution of every site, and no correlations: the sites of each configuration exchanged."""
     x = TARGET.sample(n, rng(23)).flatten(1).numpy()
     return torch.from_numpy(rng(24).permuted(x, axis=1)).view(n, *TARGET.shape)
 
 
 def memorised(run, n, noise=0.02):
     """Configurations of the training data, each with a little noise."""
-    data = Configurations(run.ensemble("test_chain"), TARGET, 5, "auto", False, 0.25)
+    data = Configurations(run.ensemble("test_chain"), TARGET, 5, "auto", False, TRAIN["test_share"])
     x = torch.cat(list(data.walk()))
     x = x[torch.from_numpy(rng(25).integers(len(x), size=n))]
     return x + noise * torch.from_numpy(rng(26).normal(size=x.shape))
 
 
 def store_all(run, n):
-    """Reference, honest generator, and the wrong ones."""
+    """Exact chains, exact draws with weights, an honest generator, and the wrong ones."""
     draw(run, "test_chain", 65536)
     draw(run, "test_proposal", 16384)
     give(run, "test_honest", TARGET.sample(n, rng(27)))
@@ -74,5 +85,3 @@ def store_all(run, n):
     give(run, "test_shuffled", shuffled(n))
     give(run, "test_memorised", memorised(run, n))
     give(run, "test_heavy", FreeField(shape=TARGET.shape, m2=0.7).sample(n, rng(28)))
-
-

@@ -251,14 +251,4 @@ def _nearness(member: Member, reference: Member, seed: int) -> Nearness:
     else:
         raise StatisticsError("training held out no chain, and the reference is what was trained on")
     x = member.draws.x[:NEIGHBOURS]
-    return nearness(flat(x[distinct(x)]), _Again(data, flat), held, seed)
-
-
-class _Again:
-    """All configurations of the data, as they are looked at, as often as they are walked."""
-
-    def __init__(self, data: Configurations, flat: Callable[[Tensor], Tensor]):
-        self.data, self.flat = data, flat
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self.flat(x) for x in self.data.walk())
+    return nearness(flat(x[distinct(x)]), (flat(one) for one in data.walk()), held, seed)

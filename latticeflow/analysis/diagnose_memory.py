@@ -59,7 +59,7 @@ def repeated(series: Series) -> tuple[float, int]:
 
 
 def nearness(model: Tensor, train: Iterable[Tensor], held: list[Tensor], seed: int) -> Nearness:
-    """Of draws `[n, d]`, with training configurations in pieces `[*, d]`, walked twice, and held-out ones.
+    """Of draws `[n, d]`, with training configurations in pieces `[*, d]`, walked once, and held-out ones.
 
     `d(x, T) = min_{t in T} |x - t|`. The ratio of medians is below 1 for a model that copies, but also for one whose draws
     are too smooth. So there is a second number, which only copying moves (the idea is that of Meehan, Chaudhuri and
@@ -68,14 +68,13 @@ def nearness(model: Tensor, train: Iterable[Tensor], held: list[Tensor], seed: i
     that is a matter of labels: with w_p the share of the draws whose nearest is p, `sigma^2 = c (1 - c) sum_p w_p^2`.
     It needs training configurations that are independent (`train.thin = "auto"`). Memory: of one piece.
     """
-    near, at = _nearest(model, train)
-    far, other = _nearest(model, held)
-    sizes = sum(len(piece) for piece in train), sum(len(piece) for piece in held)
-    some = torch.cat(held)
-    some = some[torch.linspace(0, len(some) - 1, min(HELD, len(some))).round().long()]
-    of_held = _nearest(some, train)[0]
-    chance = sizes[0] / sum(sizes)
-    nearest = np.where(near < far, at, sizes[0] + other)
+    others = torch.cat(held)
+    some = others[torch.linspace(0, len(others) - 1, min(HELD, len(others))).round().long()]
+    distance, at, size = _nearest(torch.cat([model, some]), train)
+    near, of_held, at = distance[: len(model)], distance[len(model) :], at[: len(model)]
+    far, other, _ = _nearest(model, [others])
+    chance = size / (size + len(others))
+    nearest = np.where(near < far, at, size + other)
     w = np.unique(nearest, return_counts=True)[1] / len(nearest)
     error = float(np.sqrt(chance * (1 - chance) * np.square(w).sum()))
     rng = stream(seed, Purpose.ANALYSIS, STREAMS, 1)
@@ -93,8 +92,8 @@ def _again(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return x[rng.integers(len(x), size=len(x))]
 
 
-def _nearest(x: Tensor, pieces: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """For each row of x the distance to the nearest row of all pieces, and its number."""
+def _nearest(x: Tensor, pieces: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray, int]:
+    """For each row of x the distance to the nearest row of all pieces, and its number; and how many rows there are."""
     best = torch.full((len(x),), torch.inf, dtype=torch.float64)
     at = torch.zeros(len(x), dtype=torch.int64)
     first = 0
@@ -104,4 +103,4 @@ def _nearest(x: Tensor, pieces: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarra
             closer = distance < best
             best, at = torch.where(closer, distance, best), torch.where(closer, index + first, at)
             first += len(piece)
-    return best.numpy(), at.numpy()
+    return best.numpy(), at.numpy(), first
