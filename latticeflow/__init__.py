@@ -46,6 +46,7 @@ _HOME = {
     ],
     "baselines": ["Model", "ModelSpec", "models"],
     "baselines.autoencoders": ["Autoencoder"],
+    "baselines.conditional": ["ConditionalModel"],
     "baselines.pca": ["Pca"],
     "baselines.vae": ["Vae"],
     "samplers.vegas": ["FlatSpec", "VegasSpec"],

@@ -6,10 +6,12 @@ import torch
 from baseline_data import store_chains
 from tables import rng
 
+from latticeflow.analysis.verify import verify_run
 from latticeflow.baselines import models
 from latticeflow.baselines.conditional import ConditionalModel
 from latticeflow.config import Deck
 from latticeflow.errors import InputError
+from latticeflow.production.at import at_run
 from latticeflow.production.sample import sample_run
 from latticeflow.production.train import train_run
 from latticeflow.random import Purpose
@@ -116,6 +118,12 @@ def test_by_the_commands(place, tmp_path):
     drawn = torch.from_numpy(ensemble.read(0, 0, "x")["x"])
     again = member.to(torch.float32).sample(64, ensemble.generator(Purpose.DRAW, 0, 0))
     assert torch.equal(drawn, again)
+    other = at_run(run, ["target.m2=0.9", "seed=6"], tmp_path / "other")
+    elsewhere = sample_run(other, sampler="model", draws=64, overrides=["sampler.model.block=64"])
+    assert elsewhere.target["m2"] == 0.9 and elsewhere.weights == ensemble.weights
+    verify_run(other)
+    with pytest.raises(InputError, match=r"for m2 in \[0\.3, 1\.2\]"):
+        at_run(run, ["target.m2=1.9"], tmp_path / "outside")
 
 
 def test_what_cannot_be_is_an_input_error(place):
