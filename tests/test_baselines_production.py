@@ -1,7 +1,9 @@
 """Models by the commands: training that resumes bit for bit, draws that do not depend on ranks, and every misuse."""
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -128,6 +130,24 @@ def test_resume_is_the_uninterrupted_training_bit_for_bit(place, tmp_path, kind)
         two = next(line for line in log_whole if line["step"] == one["step"])
         assert {**one, "seconds": 0} == {**two, "seconds": 0}
     assert fit(spec.build(FREE, 7), FREE, settings, seed=7, weights=tmp_path / "parts", resume=True) is None
+
+
+def test_a_signal_ends_the_command_and_resume_goes_on(place, tmp_path, monkeypatch):
+    append = log.append
+
+    def append_and_ask(path, record):
+        append(path, record)
+        if record["step"] == 20:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(log, "append", append_and_ask)
+    with pytest.raises(Stopped, match=r"signal SIGUSR1; 20 of 60 training steps are done in .*step_00000020"):
+        train_run(place / "deck.toml", folder=tmp_path / "run")
+    monkeypatch.undo()
+    run = train_run(tmp_path / "run", resume=True)
+    assert same(weights(place / "run"), weights(run.path))
+    lines = [log.read(path / "train.jsonl") for path in (place / "run", run.path)]
+    assert all({**a, "seconds": 0} == {**b, "seconds": 0} for a, b in zip(*lines, strict=True))
 
 
 def test_log_and_checkpoint_say_what_was_done(place):

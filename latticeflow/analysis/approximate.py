@@ -1,6 +1,8 @@
 """An approximate Metropolis over the draws of a model whose density is only estimated: to study what that costs.
 
-Nothing here is exact, and nothing here is written into a run: `Ensemble.chain` refuses such draws.
+Nothing here is exact, and nothing here is written into a run: `Ensemble.chain` refuses such draws. (Of a VAE the pairs
+(z, x) have an exact density, so that `p(x) q(z|x) / (p(z) p(x|z))` are exact weights of its draws, as those of the paths of
+a stochastic flow are; they vary more than those of x alone would, and are not offered.)
 """
 
 from dataclasses import dataclass
