@@ -18,9 +18,8 @@ from ..spec import Registry, Spec
 from ..targets import Target
 from .coordinates import coordinates
 
-Data = Iterable[
-    Tensor
-]  # all configurations in pieces [n, *event_shape]; may be walked as often as needed, e.g. [x]
+# all configurations in pieces [n, *event_shape], which may be walked as often as needed: [x] is one
+Data = Iterable[Tensor]
 
 
 class Model(nn.Module):

@@ -178,7 +178,7 @@ def _fit(run: Run, device: str, resume: bool, stop: StopRequests) -> str | None:
         return None
     held_out = "all of them seen in training" if "trained_on" in record else "others held out"
     return (
-        f"trained on {record['configurations']:,} configurations, every {record['thin']}th step; {held_out}"
+        f"trained on {record['configurations']:,} configurations, thin = {record['thin']}; {held_out}"
     )
 
 
