@@ -14,7 +14,7 @@ class FitSettings(Spec):
     """Settings of the training of a model (`latticeflow/baselines`) on the ensemble `data`.
 
     `data`: a path, as seen from the run folder or from here; `others`: of a conditional model, ensembles at other couplings.
-    `thin`: of each of its chains every thin-th step is used; "auto": every ceil(2 tau_int)-th, tau_int the larger of those
+    `thin`: of each of its chains every thin-th step is used; "auto": every (2 tau_int)-th, rounded, with the larger tau_int
     of S and of the target's slow mode. `test_share`: of the chains, chosen at random, held out: no configuration of them is
     trained on (`Configurations`). `augment`: every configuration is moved by a random symmetry of the lattice, and half of
     them by phi -> -phi (of links in U(1): by a translation, and half by theta -> -theta).

@@ -4,7 +4,6 @@ A configuration of a chain resembles its neighbours in Monte Carlo time: a test 
 would hold near copies of what was trained on. So whole chains are held out, which have never met those that stay.
 """
 
-import math
 
 import numpy as np
 import torch
@@ -49,7 +48,7 @@ def held_out(ensemble: Ensemble, share: float, seed: int) -> np.ndarray:
 
 
 def auto_thin(ensemble: Ensemble, target: Target) -> int:
-    """`ceil(2 tau_int)` steps, tau_int the larger of those of S and of `target.slow`; 1 of draws that are independent.
+    """`2 tau_int` steps, rounded, tau_int the larger of those of S and of `target.slow`; 1 of draws that are independent.
 
     Of steps whose fields are kept, where those are every k-th, and then a multiple of k. Raises `InputError` where no
     tau_int can be told: chains too short for it, or frozen ones.
@@ -61,7 +60,7 @@ def auto_thin(ensemble: Ensemble, target: Target) -> int:
 
 def _thin_of(ensemble: Ensemble, series: np.ndarray) -> int:
     try:
-        return max(1, math.ceil(2 * tau_int(series).value))
+        return max(1, round(2 * tau_int(series).value))
     except StatisticsError as error:
         raise InputError(
             f"train.thin = 'auto': {ensemble.path} does not tell its autocorrelation time ({error}). Draw longer chains, "
