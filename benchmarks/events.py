@@ -82,7 +82,6 @@ class Case:
     target: Hypercube
     deviation: float | None = None
     efficiency: float | None = None
-    flow: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
@@ -96,9 +95,7 @@ CASES = {
         0.15,
     ),
     "camel_8": Case("camel, 8 dimensions", Camel(dimensions=8), 0.40, 0.35),
-    # a product of marginals does best on one of two peaks, and finds that out in 10 iterations; then the flow never learns
-    # of the other
-    "camel_16": Case("camel, 16 dimensions", Camel(dimensions=16), flow={"iterations": 3}),
+    "camel_16": Case("camel, 16 dimensions", Camel(dimensions=16)),
 }
 
 
@@ -219,7 +216,7 @@ class Benchmark:
         """Trained once, whichever parts use it."""
         if name not in self.trained:
             case = CASES[name]
-            self.trained[name] = fit_for(AutoregressiveSpline(**SPEC | case.flow), case.target, self.seconds)
+            self.trained[name] = fit_for(AutoregressiveSpline(**SPEC), case.target, self.seconds)
         return self.trained[name]
 
     def row(self, name: str, found: Measured, target: Hypercube, note: str = "") -> None:
@@ -256,7 +253,7 @@ class Benchmark:
             self.bars.at_least(f"{name}: unweighting", found.efficiency, case.efficiency)
         if isinstance(target, Camel):
             self.bars.at_most(f"{name}: |integral - exact| / sigma", abs(found.pull(target.integral)), 2)
-            self.bars.at_least(f"{name}: draws at the rarer peak", min(found.low, 1 - found.low), 0.25)
+            self.bars.at_least(f"{name}: draws at the rarer peak", min(found.low, 1 - found.low), 0.4)
         if rival is not None:
             self.throughput(name, flow, rival, other)
 
@@ -264,7 +261,7 @@ class Benchmark:
         """Beside an equally good flow, which is smaller than the best one."""
         case, rng = CASES[name], stream(3, Purpose.DRAW, 0)
         target = case.target
-        small, spent = fit_for(AutoregressiveSpline(**SMALL | case.flow), target, self.seconds / 4)
+        small, spent = fit_for(AutoregressiveSpline(**SMALL), target, self.seconds / 4)
         found = by_flow(target, small, self.draws)
         note = f", {small.parameter_count():,} parameters, trained in {spent:.0f} s"
         self.row("small flow", found, target, note)
