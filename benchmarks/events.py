@@ -25,9 +25,8 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +75,7 @@ ANTENNA = {"kind": "antenna", "y_min": 0.02, "sharp": True, "chain": [0, 2, 1]}
 
 @dataclass(frozen=True)
 class Case:
-    """An integrand with the bars of the flow's deviation and unweighting efficiency; settings of the flow."""
+    """An integrand with the bars of the flow's deviation and unweighting efficiency."""
 
     title: str
     target: Hypercube
