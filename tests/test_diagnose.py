@@ -17,9 +17,13 @@ from latticeflow.analysis.diagnose_draws import draws, history, open_series
 from latticeflow.analysis.diagnose_modes import kind_of, shares
 from latticeflow.analysis.estimates import estimates
 from latticeflow.cli import app
+from latticeflow.config import Deck
 from latticeflow.errors import InputError
 from latticeflow.observables import measure
+from latticeflow.production.train import train_run
+from latticeflow.run import Run
 from latticeflow.samplers import samplers
+from latticeflow.samplers.base import Draws
 from latticeflow.targets import Camel, Wilson
 from latticeflow.targets.base import targets
 from latticeflow.targets.hypercube import Hypercube
@@ -62,7 +66,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(run):
-    result = diagnose_runs([run], [f"test_{kind}" for kind in KINDS], "test_chain", draws=1200)
+    result = diagnose_runs([run], [f"test_{kind}" for kind in KINDS], "test_chain", draws=800)
     return {one.member.label.removeprefix("test_"): one.findings for one in [*result.found, result.reference]}
 
 
@@ -206,6 +210,9 @@ def test_events(tmp_path):
 
     cut = a_run(tmp_path / "half", Half())
     give(cut, "test_outside", torch.from_numpy(generator.random((4096, 3))))
+    give(cut, "test_nowhere", torch.from_numpy(0.5 + 0.5 * generator.random((1024, 3))))
+    with pytest.raises(InputError, match="zero at all 1,024 draws"):
+        open_series(cut, "test_nowhere")
     series = open_series(cut, "test_outside")
     u = np.concatenate([data["x"] for data in series.ensemble.iterate("x")])
     assert history(series).shape == (1, (u[:, 0] < 0.5).sum()) and np.isfinite(history(series)).all()
@@ -235,6 +242,32 @@ def test_page_table_and_numbers_of_several_runs(run, tmp_path):
     assert whole["ensembles"]["other/test_honest"]["copies"]["value"] is None
     again = diagnose_runs([run], ["test_few"], "test_chain", draws=128).as_json()["ensembles"]["test_few"]
     assert again == whole["ensembles"]["free/test_few"]  # the same numbers each time
+
+
+def test_data_that_have_changed_since_the_training(tmp_path):
+    """Which chains were held out is told by the ensemble; one that has more blocks by now does not tell it."""
+    home = a_run(tmp_path / "home", TARGET)
+    ensemble = give(home, "test_exact_data", TARGET.sample(8192, rng(70)), exact=True)
+    deck = Deck(
+        name="pca",
+        seed=6,
+        target=TARGET,
+        model={"kind": "pca", "latent": 4},
+        train={**TRAIN, "data": str(ensemble.path)},
+    )
+    (tmp_path / "pca.toml").write_text(deck.toml())
+    train_run(tmp_path / "pca.toml", folder=tmp_path / "pca", device="cpu")
+    trained = Run.open(tmp_path / "pca")
+    give(trained, "test_honest", TARGET.sample(2048, rng(71)))
+
+    def copies():
+        found = diagnose_runs([trained, home], ["test_honest"], "test_exact_data", draws=128)
+        return found.found[0].findings["copies"]
+
+    assert abs(copies().sigma) < 3 and copies().error < 0.1
+    x = TARGET.sample(1024, rng(72))
+    ensemble.write(8, 0, Draws(x, TARGET.log_prob(x).numpy()), None, seconds=0.1)
+    assert copies().sigma is None and "has changed since the training" in copies().reason
 
 
 def test_what_cannot_be_compared(run, tmp_path):

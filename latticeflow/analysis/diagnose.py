@@ -201,7 +201,8 @@ def _plots(result: Diagnoses) -> Iterator[tuple[str, tuple[bytes, str]]]:
     """Those for which every ensemble that is in them has what they show."""
     members = [one.member for one in result.found] + [result.reference.member]
     caption = f"How far each diagnostic is off, in σ; bold beyond {WRONG:g}."
-    yield "overview", (plots.overview(result.found), caption)
+    if any(f.sigma is not None for one in result.found for f in one.findings.values()):
+        yield "overview", (plots.overview(result.found), caption)
     cube = members[0].series.target.measure == "hypercube"
     able = [one for one in members if _has(lambda m: m.action, one)]
     if len(able) > 1 and able[-1] is members[-1]:
@@ -215,7 +216,7 @@ def _plots(result: Diagnoses) -> Iterator[tuple[str, tuple[bytes, str]]]:
         yield "functions", (plots.profiles(able, names), caption)
     kind = kind_of(members[0].series.target, members[0].series.names)
     able = [one for one in members if _has(lambda m: m.shares, one)]
-    if kind is not None and able:
+    if kind is not None and able and able[-1] is members[-1]:
         yield (
             "modes",
             (

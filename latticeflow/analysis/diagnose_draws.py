@@ -42,10 +42,14 @@ class Generated(Series):
 
 
 def open_series(run: Run, sampler: str) -> Series:
-    """Raises what `open_ensemble` does."""
+    """Raises what `open_ensemble` does, and `InputError` for a generator none of whose draws is an event."""
     ensemble, target = open_ensemble(run, sampler), run.deck.target
-    generated = target.measure == "hypercube" and not ensemble.chains and not ensemble.weighted
-    return (Generated if generated else Series)(ensemble, target)
+    if target.measure != "hypercube" or ensemble.chains or ensemble.weighted:
+        return Series(ensemble, target)
+    series = Generated(ensemble, target)
+    if next(series.proposals(), None) is None:
+        raise InputError(f"{ensemble.path}: the target's density is zero at all {ensemble.draws:,} draws")
+    return series
 
 
 def unweighted(series: Series) -> bool:

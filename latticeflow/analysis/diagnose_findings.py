@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -11,9 +10,12 @@ from torch import Tensor
 from ..errors import InputError, StatisticsError
 from ..observables import observables
 from ..run import Run
+from ..spec import differences
 from ..statistics import bracket
 from ..statistics.two_sample import Sample, kolmogorov_smirnov, sigmas
-from ..training.data import Configurations
+from ..store import Ensemble
+from ..training.checkpoint import checkpoints, latest, load_state
+from ..training.data import Configurations, data_path
 from . import diagnose_modes as modes
 from .diagnose_classifier import Test, classify, features
 from .diagnose_draws import Draws, action_name, distinct, draws, open_series, sample_of, unweighted
@@ -95,15 +97,27 @@ class Member:
 
     @cached_property
     def data(self) -> Configurations | None:
-        """What it was trained on, as settings of the training say; None where nothing."""
-        train = self.run.deck.train
+        """What it was trained on of this target, as the settings of the training say; None where nothing.
+
+        Raises `InputError` where that is not there any more, or has changed: what was held out cannot be told then.
+        """
+        train, run, target = self.run.deck.train, self.run, self.series.target
         if train is None or not train.data or not self.series.ensemble.weights:
             return None
-        beside = self.run.path / train.data
-        path = beside if beside.is_dir() else Path(train.data)
-        return Configurations(
-            path, self.series.target, self.run.deck.seed, train.thin, False, train.test_share
-        )
+        recorded: list[str | None] = [None]
+        if checkpoints(run.weights):
+            state = load_state(latest(run.weights), run.deck.seed, train)
+            sums = state.get("data")
+            recorded = sums if isinstance(sums, list) else [sums]
+        for i, path in enumerate(getattr(train, "ensembles", (train.data,))):
+            path = data_path(path, run.weights)
+            if differences(Ensemble.open(path).target, self.series.ensemble.target):
+                continue  # of a conditional model, at other couplings
+            found = Configurations(path, target, run.deck.seed, train.thin, False, train.test_share)
+            if recorded[i % len(recorded)] not in (None, found.checksum):
+                raise InputError(f"{path} has changed since the training: what was held out cannot be told")
+            return found
+        return None
 
 
 @dataclass
