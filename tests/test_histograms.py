@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from latticeflow.analysis.compare import compare_run
 from latticeflow.analysis.estimates import estimates
-from latticeflow.analysis.histograms import _edges_of, spectra
+from latticeflow.analysis.histograms import Histogram, Spectrum, _edges_of, of_sums, spectra
 from latticeflow.analysis.measure import measure_run
 from latticeflow.analysis.quality import quality
 from latticeflow.analysis.series import Series
@@ -26,6 +27,7 @@ from latticeflow.observables import observables
 from latticeflow.production.summary import summary_lines
 from latticeflow.run import Run
 from latticeflow.samplers.base import Draws
+from latticeflow.statistics import chi2_probability
 
 SIGMA = 0.2
 
@@ -81,7 +83,7 @@ def test_spectra_are_the_integrand(run):
         assert spectrum.agreement(sampler, "test_flat")[2] > 1e-3
     # negative control: the bins of another observable of the same edges
     wrong = spectrum.by["test_flat"]
-    shifted = type(wrong)(np.roll(wrong.value, 1), wrong.covariance, wrong.effective)
+    shifted = replace(wrong, value=np.roll(wrong.value, 1))
     other = type(spectrum)(
         spectrum.observable, spectrum.edges, spectrum.by | {"test_flat": shifted}, "test_flat"
     )
@@ -100,6 +102,79 @@ def test_the_probability_of_agreement_is_uniform(tmp_path):
         )
     assert abs(np.mean(ps) - 0.5) < 4 * math.sqrt(1 / 12 / len(ps)), ps
     assert np.mean(np.array(ps) < 0.1) < 0.3
+
+
+BINS, DRAWS = 42, 50_000
+
+
+def log_normal(rng, std, uneven=False, tilt=0.0, draws=DRAWS):
+    """Weights of mean 1 and a standard deviation, of draws flat in [0, 1]: their sums of powers in bins."""
+    x = rng.random(draws)
+    s = math.sqrt(math.log(1 + std**2)) * (0.2 + 0.8 * x if uneven else np.ones(draws))
+    w = np.exp(s * rng.normal(size=draws) - s**2 / 2) * (1 + tilt * (x - 0.5))
+    at = (x * BINS).astype(int)
+    return np.array([np.bincount(at, w**k, BINS) for k in (1, 2, 3, 4)])
+
+
+def agree(one: Histogram, two: Histogram):
+    return Spectrum(observables.find("pt_1"), np.arange(0.0), {"a": one, "b": two}, "b").agreement("a", "b")
+
+
+def neyman(powers, n, other, m):
+    """p of chi2 with each bin's own variance, independent of the code under test: what heavy tails break."""
+    (v, t), (w, u) = powers[:2], other[:2]
+    c = (np.diag(t / n) - np.outer(v, v) / n**2) / n + (np.diag(u / m) - np.outer(w, w) / m**2) / m
+    d = v / n - w / m
+    return chi2_probability(float(d @ np.linalg.solve(c, d)), BINS)
+
+
+@pytest.mark.parametrize("std, uneven", [(0.5, False), (2.9, False), (2.9, True), (7.3, False)])
+def test_heavy_weights_are_not_mistaken_for_a_difference(std, uneven):
+    """Against a good sampler: as few p below 0.05 as there should be, where bins' own errors fail; tilts are still seen."""
+    rng, repeats = np.random.default_rng(8), 100
+    found, plain, seen = [], [], []
+    for _ in range(repeats):
+        heavy, good = log_normal(rng, std, uneven), log_normal(rng, 0.3)
+        found.append(agree(of_sums(heavy, DRAWS), of_sums(good, DRAWS)))
+        plain.append(neyman(heavy, DRAWS, good, DRAWS))
+    ps = np.array([p for _, dof, p in found])
+    assert min(dof for _, dof, _ in found) > 20
+    # at most 10 %, within two errors of so many repeats
+    assert (ps < 0.05).mean() < 0.1 + 2 * math.sqrt(0.1 * 0.9 / repeats) and (ps < 1e-3).sum() <= 2
+    assert abs(ps.mean() - 0.5) < 0.15
+    if std > 2 and not uneven:  # negative control
+        assert np.mean(np.array(plain) < 0.05) > {2.9: 0.1, 7.3: 0.6}[std]
+    for _ in range(20):
+        heavy, good = log_normal(rng, std, uneven, tilt=0.7), log_normal(rng, 0.3)
+        seen.append(agree(of_sums(heavy, DRAWS), of_sums(good, DRAWS))[2])
+    assert (np.array(seen) < 0.05).mean() > 0.9
+
+
+def test_too_few_draws_for_such_weights_are_not_compared():
+    rng = np.random.default_rng(9)
+    heavy, good = log_normal(rng, 50.0, draws=500), log_normal(rng, 0.3)
+    assert agree(of_sums(heavy, 500), of_sums(good, DRAWS)) == (0.0, 0, 1.0)
+
+
+def test_a_chain_is_compared_in_shares():
+    """Two bins of a chain have one degree of freedom; Z is not its own, and its fluctuation is no difference."""
+    rng, n, ps, wrong = np.random.default_rng(10), 4000, [], []
+    share = np.array([0.3, 0.7])
+    for _ in range(400):
+        at = rng.random(n) < share[0]
+        w = np.where(rng.random(n) < 0.1, 10.0, 0.0)  # of mean 1, Z known to 5 %
+        one = of_sums(np.array([[(w[at] ** k).sum(), (w[~at] ** k).sum()] for k in (1, 2, 3, 4)]), n)
+        z, counts = one.value.sum(), rng.multinomial(n, share) / n
+        plain = (np.diag(counts) - np.outer(counts, counts)) / n
+        chain = Histogram(z * counts, z**2 * plain, n, np.full(2, z), np.ones(2), chain=True)
+        _, dof, p = agree(chain, one)
+        assert dof == 1
+        ps.append(p)
+        wrong.append(agree(replace(chain, chain=False), one)[1:])
+    assert abs(np.mean(ps) - 0.5) < 4 * math.sqrt(1 / 12 / 400)
+    assert np.mean(np.array(ps) < 0.05) < 0.1
+    # negative control: as if Z were the chain's own
+    assert {dof for dof, _ in wrong} == {2} and np.mean([p for _, p in wrong]) > 0.6
 
 
 def test_edges():

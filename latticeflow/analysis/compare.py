@@ -117,8 +117,13 @@ class Comparison:
                 found = spectrum.agreement(other, reference) if other in spectrum.by else (0.0, 0, 1.0)
                 cells.append(f"{found[0]:.1f} / {found[1]} ({found[2]:.2g})" if found[1] else "-")
             body.append(cells)
-        note = "χ² / degrees of freedom (p), with the covariance between bins; bins of 10 effective draws and more"
-        return Table(f"Spectra against {reference}", ["", *others], body, [note])
+        notes = [
+            "χ² / degrees of freedom (p), with the covariance between bins; bins of 10 effective draws and more, of a chain "
+            "shares of Z"
+        ]
+        if any("-" in cells[1:] for cells in body):
+            notes.append("-: such bins hold less than half of Z, or weights too unequal for errors of bins")
+        return Table(f"Spectra against {reference}", ["", *others], body, notes)
 
     def _qualities(self) -> Table:
         tables = list(self.quality.values())
