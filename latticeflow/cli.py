@@ -264,12 +264,17 @@ def export(
         bool, typer.Option(help="Measured observables of every draw instead of fields.")
     ] = False,
     events: Annotated[
-        str, typer.Option(help="Of .lhe and .hepmc: unweighted, weighted or metropolis.")
-    ] = "unweighted",
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Events with momenta: unweighted (of .lhe and .hepmc the default), weighted or metropolis."
+        ),
+    ] = None,
     quantile: Annotated[
-        float,
-        typer.Option(help="Of all weights, at which events are unweighted; those above it keep a weight."),
-    ] = 0.999,
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            help="Of all weights (0.999), at which events are unweighted; those above it keep a weight."
+        ),
+    ] = None,
     maximum: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(help="Unweight at this weight instead, in the unit of the cross section."),

@@ -53,12 +53,13 @@ def momenta(event):
 @pytest.mark.parametrize("mode", ["unweighted", "weighted", "metropolis"])
 def test_les_houches(run, tmp_path, suffix, mode):
     out = tmp_path / f"events{suffix}"
-    export_run(run, out, "test_power", events=mode, quantile=0.8)
+    quantile = 0.8 if mode == "unweighted" else None
+    export_run(run, out, "test_power", events=mode, quantile=quantile)
     assert (out.read_bytes()[:2] == b"\x1f\x8b") == suffix.endswith("gz")
     file = pylhe.LHEFile.fromfile(out)
     found = list(file.events)
     target = run.deck.target
-    events = Events(open_ensemble(run, "test_power"), target, mode, 0.8)
+    events = Events(open_ensemble(run, "test_power"), target, mode, quantile)
     x = np.concatenate([piece for _, piece, _ in events.pieces()])
     weight = np.concatenate([w for _, _, w in events.pieces()])
     assert len(found) == events.n == len(x)
@@ -131,6 +132,53 @@ def test_hepmc(run, tmp_path, suffix):
         assert event.momentum_unit == pyhepmc.Units.GEV and event.event_number == number
     assert np.mean([event.weights[0] for event in found]) == pytest.approx(events.z, rel=1e-12)
     assert found[0].run_info.tools[0].name == "latticeflow"
+    text = gzip.decompress(out.read_bytes()) if suffix.endswith("gz") else out.read_bytes()
+    lines = text.decode().split("\nE ")[1].splitlines()
+    # q, qbar, g are the particles 3, 4, 5
+    flows = {tuple(line.split()[1:3]): int(line.split()[3]) for line in lines if " flow" in line}
+    assert flows == {
+        ("3", "flow1"): 501, ("3", "flow2"): 0,
+        ("4", "flow1"): 0, ("4", "flow2"): 502,
+        ("5", "flow1"): 502, ("5", "flow2"): 501,
+    }  # fmt: skip
+    scale = next(float(line.split()[-1]) for line in lines if line.startswith("A 0 event_scale"))
+    assert scale == pytest.approx(ENERGY, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["unweighted", "weighted", "metropolis"])
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_arrays(run, tmp_path, suffix, mode):
+    """Momenta, codes, colours and weights are those of the event file; without `events` a file holds points of the cube."""
+    h5py = pytest.importorskip("h5py")
+    out = tmp_path / f"events{suffix}"
+    export_run(run, out, "test_power", events=mode)
+    if suffix == ".npz":
+        with np.load(out) as file:
+            found = {name: file[name] for name in file}
+    else:
+        with h5py.File(out) as file:
+            found = {name: file[name][:] for name in file} | dict(file.attrs)
+    export_run(run, tmp_path / "same.lhe", "test_power", events=mode)
+    file = pylhe.LHEFile.fromfile(tmp_path / "same.lhe")
+    events = list(file.events)
+    n = len(events)
+    assert found["p"].shape == (n, 5, 4) and found["p"].dtype == np.float64
+    np.testing.assert_array_equal(found["p"], [momenta(event) for event in events])
+    np.testing.assert_array_equal(found["ids"], [[q.id for q in event.particles] for event in events])
+    tags = [[(q.color1, q.color2) for q in event.particles] for event in events]
+    np.testing.assert_array_equal(found["colours"], tags)
+    np.testing.assert_allclose(found["scale"], [event.eventinfo.scale for event in events], rtol=1e-14)
+    if mode != "metropolis":
+        np.testing.assert_array_equal(found["weight"], [event.eventinfo.weight for event in events])
+    assert found["z"] == file.init.procInfo[0].xSection and found["z_error"] == file.init.procInfo[0].error
+    assert found["weight"].mean() == pytest.approx(float(found["z"]), rel=1e-12)
+    assert str(found["unit"]) == "pb" and str(found["mode"]) == mode
+    assert str(found["deck"]) == run.deck.toml() and "origin" in str(found["ensemble"])
+    assert "x" not in found and not list(tmp_path.glob(".*"))
+    export_run(run, tmp_path / f"points{suffix}", "test_power")
+    if suffix == ".npz":
+        with np.load(tmp_path / "points.npz") as file:
+            assert file["x"].shape[1:] == (run.deck.target.dim,) and "p" not in file
 
 
 def test_unit_weights_and_bytes(run, tmp_path):
@@ -236,6 +284,40 @@ def test_gluons_both_ways_round(tmp_path):
     assert len(seen) == 24  # (5 - 1)! orders on a ring
 
 
+@pytest.mark.parametrize("energy, process", [(1000.0, "gg_ggg"), (91.2, {"kind": "ee_qqg", "quark": "u"})])
+def test_where_showers_begin(tmp_path, energy, process):
+    """SCALUP, from the momenta of the file: least pT of gluons, sqrt of the least s_ij of e+e-; not sqrt(s)."""
+    run = make_run(tmp_path, process, energy=energy, cuts={"y_min": 1e-3})
+    draw(run, "test_flat", 1, block=256)
+    export_run(run, tmp_path / "s.lhe", "test_flat", events="weighted")
+    for event in pylhe.LHEFile.fromfile(tmp_path / "s.lhe").events:
+        p = momenta(event)[2:]
+        if process == "gg_ggg":
+            expected = np.hypot(p[:, 1], p[:, 2]).min()
+        else:
+            sums = [p[0] + p[1], p[0] + p[2], p[1] + p[2]]
+            expected = math.sqrt(min(q[0] ** 2 - q[1:] @ q[1:] for q in sums))
+        assert event.eventinfo.scale == pytest.approx(expected, rel=1e-8) and expected < 0.7 * energy
+
+
+def test_options_without_a_meaning(run, tmp_path):
+    flat = {"sampler": "test_power"}
+    for options, words in [
+        ({"out": "a.h5", "quantile": 0.9}, "quantile = 0.9 without events"),
+        ({"out": "a.npz", "maximum": 2.0}, "maximum = 2.0 without events"),
+        ({"out": "a.lhe", "events": "weighted", "quantile": 0.9}, "quantile = 0.9 of weighted events"),
+        ({"out": "a.h5", "events": "metropolis", "maximum": 1.0}, "maximum = 1.0 of metropolis events"),
+        ({"out": "a.lhe", "quantile": 0.9, "maximum": 1.0}, "expected one of them"),
+        ({"out": "a.h5", "events": "weighted", "proposals": True}, "neither raw proposals nor"),
+        ({"out": "a.json.gz", "events": "weighted"}, r"events go to .*\.h5"),
+        ({"out": "a.h5", "events": "every"}, "events = 'every'"),
+    ]:
+        options = dict(options)
+        with pytest.raises(InputError, match=words):
+            export_run(run, tmp_path / options.pop("out"), **flat, **options)
+    assert not list(tmp_path.glob("*a.*"))
+
+
 def test_what_is_refused(run, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="neither raw proposals nor observables"):
         export_run(run, tmp_path / "a.lhe", "test_power", proposals=True)
@@ -262,6 +344,8 @@ def test_what_is_refused(run, tmp_path, monkeypatch):
     draw(camel, "test_flat", 1)
     with pytest.raises(InputError, match="target 'camel' has no events"):
         export_run(camel, tmp_path / "c.lhe", "test_flat")
+    with pytest.raises(InputError, match="target 'camel' has no events"):
+        export_run(camel, tmp_path / "c.h5", "test_flat", events="weighted")
 
 
 @pytest.mark.parametrize("suffix", [".lhe", ".lhe.gz", ".hepmc", ".hepmc.gz"])
@@ -322,7 +406,7 @@ def test_hadrons(tmp_path):
         for number, event in enumerate(file):
             assert [one.pid for one in event.beams] == [2212, 2212]
             assert [one.momentum.e for one in event.beams] == [7000, 7000]
-            partons = [one for one in event.particles if one.status == 3 and one.pid != 82]
+            partons = [one for one in event.particles if one.status == 21]
             assert [one.pid for one in partons] == [q.id for q in found[number].particles[:2]]
             for vertex in event.vertices:
                 for name in ("e", "px", "py", "pz"):
@@ -331,4 +415,12 @@ def test_hadrons(tmp_path):
                         for side in (vertex.particles_in, vertex.particles_out)
                     )
                     assert into == pytest.approx(out, abs=1e-8)
-            assert len([one for one in event.particles if one.status == 1]) == 2
+            final = [one for one in event.particles if one.status == 1]
+            assert sorted(one.pid for one in final) == [-13, 13, 82, 82]
+            # what is final balances the beams
+            total = np.sum([[one.momentum.e, *list(one.momentum)[:3]] for one in final], axis=0)
+            np.testing.assert_allclose(total, [14000, 0, 0, 0], atol=1e-7)
+            info, p = event.pdf_info, momenta(found[number])
+            assert [info.parton_id1, info.parton_id2] == [one.pid for one in partons]
+            assert [info.x1, info.x2] == pytest.approx([p[0, 0] / 7000, p[1, 0] / 7000], rel=1e-7)
+            assert info.scale == pytest.approx(math.sqrt(4 * p[0, 0] * p[1, 0]), rel=1e-7)

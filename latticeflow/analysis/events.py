@@ -15,8 +15,20 @@ from ..targets import Target
 from .export_rows import Rows
 
 MODES = ("unweighted", "weighted", "metropolis")
+QUANTILE = 0.999  # of all weights, at which is unweighted
 # key of the block, its events, their weights
 Piece = tuple[Key, np.ndarray, np.ndarray]
+
+
+def check_maximum(mode: str | None, quantile: float | None, maximum: float | None) -> None:
+    """Raises `InputError` for a quantile or maximum of anything but unweighted events, and for both."""
+    given = {"quantile": quantile, "maximum": maximum}
+    named = [name for name, value in given.items() if value is not None]
+    if named and mode != "unweighted":
+        what = "without events" if mode is None else f"of {mode} events"
+        raise InputError(f"{named[0]} = {given[named[0]]} {what}; it is where events = 'unweighted' are cut")
+    if len(named) > 1:
+        raise InputError(f"quantile = {quantile} and maximum = {maximum}; expected one of them")
 
 
 class Events:
@@ -24,16 +36,17 @@ class Events:
 
     `weighted`: all draws of non-zero weight, by importance. `unweighted`: draws kept with probability
     `min(1, w / w_max)`, which carry `max(1, w / w_max)` times a constant; `w_max` is the `quantile` of all weights, zeros
-    included, or `maximum`, in the unit of Z. `metropolis`: the entries of the chain, one weight for all; events repeat as
-    the chain does.
+    included (0.999), or `maximum`, in the unit of Z. `metropolis`: the entries of the chain, one weight for all; events
+    repeat as the chain does.
 
     `n`: events; `z`, `z_error`: from all draws, in any mode; `largest`: weight; `log_max`: log w_max, None but for
     `unweighted`; `unit_weights`: all weights are Z. Which draws are kept depends on their log-weights, on w_max and on the
     random stream of their block alone: not on who asks, and not on blocks added later as long as w_max is given.
 
     Where every k-th field is kept (`keep_fields`), events are made of those. Constant memory. Raises `InputError` for
-    another mode, samplers without log-weights (they know no Z), ensembles without fields, a quantile outside (0, 1], a
-    maximum that is not positive; `StatisticsError` where all weights or w_max are zero.
+    another mode, a quantile or maximum where nothing is unweighted, or both, samplers without log-weights (they know no Z),
+    ensembles without fields, a quantile outside (0, 1], a maximum that is not positive; `StatisticsError` where all weights
+    or w_max are zero.
     """
 
     def __init__(
@@ -41,7 +54,7 @@ class Events:
         ensemble: Ensemble,
         target: Target,
         mode: str = "unweighted",
-        quantile: float = 0.999,
+        quantile: float | None = None,
         maximum: float | None = None,
     ):
         if mode not in MODES:
@@ -56,11 +69,14 @@ class Events:
             raise InputError(
                 f"{ensemble.path} holds no fields (keep_fields = 0), so that there are no events"
             )
+        check_maximum(mode, quantile, maximum)
         if maximum is not None and not (maximum > 0 and math.isfinite(maximum)):
             raise InputError(f"maximum weight {maximum}; expected a positive number, in the unit of Z")
         self.ensemble, self.target, self.mode = ensemble, target, mode
         self._rows = Rows(ensemble, target, False, False) if mode == "metropolis" else None
-        self.log_max = self._weights(quantile, None if maximum is None else math.log(maximum))
+        self.log_max = self._weights(
+            QUANTILE if quantile is None else quantile, None if maximum is None else math.log(maximum)
+        )
         self._count()
 
     def _weights(self, quantile: float, log_max: float | None) -> float | None:

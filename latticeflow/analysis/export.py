@@ -3,7 +3,7 @@
 import gzip
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,10 +16,13 @@ from ..observables import Primary, observables
 from ..run import Run
 from ..store import Ensemble
 from ..store.hdf5 import create_h5
-from .export_events import SUFFIXES, event_suffix, write_events
+from .events import Events, check_maximum
+from .export_events import SUFFIXES, EventColumns, event_suffix, write_events
 from .export_nersc import NERSC, require_su3, write_folder
 from .export_rows import Columns, Rows
 from .series import Series, open_ensemble
+
+About = Mapping[str, str | float]  # beside the columns; attributes of HDF5
 
 
 def export_run(
@@ -28,8 +31,8 @@ def export_run(
     sampler: str = "flow",
     proposals: bool = False,
     observables: bool = False,
-    events: str = "unweighted",
-    quantile: float = 0.999,
+    events: str | None = None,
+    quantile: float | None = None,
     maximum: float | None = None,
 ) -> None:
     """Write an ensemble to `out`: .npz, .h5 or .hdf5 (no compression, no checksums), .json.gz for pyerrors, .nersc, events.
@@ -53,22 +56,31 @@ def export_run(
     .nersc: a folder of NERSC's gauge archive, one file a row (`export_nersc.write_folder`), SU(3) in four dimensions alone.
 
     .lhe and .hepmc, compressed with .gz behind: events of a matrix element (`export_events.write_events`), `events` being
-    unweighted, with the `quantile` of the weights or `maximum` as w_max, weighted, or metropolis (`analysis.events.Events`).
+    unweighted (the default), with the `quantile` of the weights (0.999) or `maximum` as w_max, weighted, or metropolis
+    (`analysis.events.Events`). With `events` .npz and HDF5 hold events, too, instead of points of the cube: momenta, codes,
+    colours, weights (`export_events.EventColumns`).
 
     Raises `InputError` for another suffix, a file that exists, an ensemble that is empty or missing, proposals as
-    pyerrors' Obs, no pyerrors, other fields in NERSC's format, and what `write_events` raises; `WriteFailed` where the disk
-    refuses, and nothing is left.
+    pyerrors' Obs, no pyerrors, `events`, `quantile` or `maximum` where they have no meaning, other fields in NERSC's format,
+    and what `write_events` raises; `WriteFailed` where the disk refuses, and nothing is left.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     out = Path(out)
-    _check(out, proposals, observables)
+    _check(out, proposals, observables, events)
+    if event_suffix(out):
+        events = events or "unweighted"
+    check_maximum(events, quantile, maximum)
     if out.suffix == NERSC:
         require_su3(out, run)
     ensemble = open_ensemble(run, sampler)
-    if event_suffix(out):
+    record = {**ensemble.record, "origin": ensemble.origin}
+    if events and event_suffix(out):
         write_events(out, run, ensemble, events, quantile, maximum)
         return
-    record = {**ensemble.record, "origin": ensemble.origin}
+    if events:
+        columns = EventColumns(out, run, Events(ensemble, run.deck.target, events, quantile, maximum))
+        write_arrays(out, columns, columns.about | {"ensemble": json.dumps(record)})
+        return
     if out.name.endswith(_PYERRORS):
         text = _obs(run, ensemble, {"deck": run.deck.toml(), "ensemble": record})
         write_atomic(out, lambda temporary: temporary.write_bytes(gzip.compress(text.encode())))
@@ -77,12 +89,12 @@ def export_run(
     if out.suffix == NERSC:
         write_folder(out, run, rows)
         return
-    about = {"deck": run.deck.toml(), "ensemble": json.dumps(record)}
+    about: About = {"deck": run.deck.toml(), "ensemble": json.dumps(record)}
     write_arrays(out, rows, about)
 
 
-def write_arrays(out: Path, rows: Columns, about: dict[str, str]) -> None:
-    """All rows' columns, and the texts `about`, to .npz or HDF5."""
+def write_arrays(out: Path, rows: Columns, about: About) -> None:
+    """All rows' columns, and the texts and numbers `about`, to .npz or HDF5."""
     write_atomic(out, lambda temporary: _WRITERS[out.suffix](temporary, rows, about))
 
 
@@ -102,15 +114,19 @@ def _require_new(out: Path) -> None:
         raise InputError(f"export to {out}: there is no folder {out.parent}")
 
 
-def _check(out: Path, proposals: bool, observables: bool) -> None:
-    events = event_suffix(out)
-    if out.suffix not in (*_WRITERS, NERSC) and not out.name.endswith(_PYERRORS) and not events:
+def _check(out: Path, proposals: bool, observables: bool, events: str | None) -> None:
+    own = event_suffix(out)
+    if out.suffix not in (*_WRITERS, NERSC) and not out.name.endswith(_PYERRORS) and not own:
         raise InputError(
             f"export to {out}: suffix '{out.suffix}'; expected .npz, .h5 or .hdf5, .json.gz for pyerrors, .nersc, or of "
             f"events {', '.join(SUFFIXES)}"
         )
     _require_new(out)
-    if events and (proposals or observables):
+    if events and not own and out.suffix not in _WRITERS:
+        raise InputError(
+            f"export to {out}: events = '{events}'; events go to {', '.join(SUFFIXES)}, .npz, .h5 or .hdf5"
+        )
+    if (events or own) and (proposals or observables):
         raise InputError(
             f"export to {out}: events are neither raw proposals nor observables; choose with --events, or export to "
             ".npz or .h5"
@@ -126,7 +142,7 @@ def _check(out: Path, proposals: bool, observables: bool) -> None:
         )
 
 
-def _hdf5(path: Path, rows: Columns, about: dict[str, str]) -> None:
+def _hdf5(path: Path, rows: Columns, about: About) -> None:
     with create_h5(path) as file:
         file.attrs.update(about)
         for name, (dtype, shape) in rows.columns.items():
@@ -139,7 +155,7 @@ def _hdf5(path: Path, rows: Columns, about: dict[str, str]) -> None:
             at += n
 
 
-def _npz(path: Path, rows: Columns, about: dict[str, str]) -> None:
+def _npz(path: Path, rows: Columns, about: About) -> None:
     """A zip of .npy members, which are written one after another: the blocks are read once for each."""
     with ExitStack() as stack:
         archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(open(path, "xb")), "w"))
@@ -155,7 +171,7 @@ def _npz(path: Path, rows: Columns, about: dict[str, str]) -> None:
 
 
 _PYERRORS = ".json.gz"
-_WRITERS: dict[str, Callable[[Path, Columns, dict[str, str]], None]] = {
+_WRITERS: dict[str, Callable[[Path, Columns, About], None]] = {
     ".npz": _npz,
     ".h5": _hdf5,
     ".hdf5": _hdf5,

@@ -1,4 +1,4 @@
-"""Events for other programs: Les Houches event files and HepMC3's ASCII, block by block."""
+"""Events for other programs: Les Houches event files, HepMC3's ASCII and plain arrays, block by block."""
 
 import gzip
 import io
@@ -39,12 +39,16 @@ def event_suffix(out: Path) -> str | None:
 @dataclass(frozen=True)
 class Batch:
     """Some events: momenta `p` `[n, k, 4]` as (E, px, py, pz) in GeV, incoming first; PDG codes `ids` `[n, k]`; `colours`
-    `[n, k, 2]`; `weight` `[n]` in the unit of Z."""
+    `[n, k, 2]`; `weight` `[n]` in the unit of Z; `scale` `[n]`, GeV (`Process.scale`); of partons in hadrons their fractions
+    `x` and the mass of the pair `pair_mass` `[n]`."""
 
     p: np.ndarray
     ids: np.ndarray
     colours: np.ndarray
     weight: np.ndarray
+    scale: np.ndarray
+    x: np.ndarray | None
+    pair_mass: np.ndarray
 
 
 def write_events(
@@ -52,7 +56,7 @@ def write_events(
     run: Run,
     ensemble: Ensemble,
     mode: str = "unweighted",
-    quantile: float = 0.999,
+    quantile: float | None = None,
     maximum: float | None = None,
 ) -> int:
     """Write the `Events` of an ensemble to `out`, .lhe or .hepmc, with .gz compressed; return their number.
@@ -60,24 +64,25 @@ def write_events(
     Les Houches (hep-ph/0109068; hep-ph/0609017): <init> has beams with their energies, the cross section and its error in
     pb, of a decay (one beam, the second 0) the width in GeV. IDWTUP is 3 with XWGTUP = 1 where all weights are equal; else,
     as where unweighted events lie above w_max, it is 4: the mean of XWGTUP over the file is the cross section, and XMAXUP
-    the largest. Colour flows are `collider.colour_flow`'s; SPINUP 9 (unknown); SCALUP the mass of the system; AQEDUP and
+    the largest. Colour flows are `collider.colour_flow`'s; SPINUP 9 (unknown); SCALUP `Process.scale`; AQEDUP and
     AQCDUP the process's `alpha` and `alpha_s`, -1 where it has none. Partons of hadrons collide along z in the hadrons'
     frame; which ones is chosen by their share in the matrix element. <header> holds the deck and the ensemble's identity.
+    Showers of the kind of Pythia can read processes ee_* and drell_yan. gg_* has beams of gluons (IDBMUP 21 21) and a decay
+    one beam and a width in GeV: these are for other uses.
 
-    HepMC3: beams of status 4, one vertex, outgoing particles of status 1; of hadrons a vertex each, to the parton (status
-    3) and a remnant (82, status 3). One weight, "Weight", whose mean is the cross section, which is in
-    GenCrossSection with its error in pb (none for a decay).
+    HepMC3: beams of status 4, one vertex, outgoing particles of status 1. Of hadrons a vertex each, to the parton (status
+    21, as Pythia marks incoming ones of the hard process) and a remnant (82, status 1), so that particles of status 1
+    balance the beams; GenPdfInfo has the partons, x and the mass of the pair as scale, but no densities (0). Coloured
+    particles have the attributes flow1 and flow2, events signal_process_id, event_scale, alphaQED and alphaQCD. One weight,
+    "Weight", whose mean is the cross section, which is in GenCrossSection with its error in pb (none for a decay).
 
     Raises `InputError` for another target than a matrix element, a missing package, and what `Events` raises;
     `WriteFailed` where the disk refuses, and nothing is left.
     """
-    suffix, target = event_suffix(out), run.deck.target
+    suffix = event_suffix(out)
     if suffix is None:
         raise InputError(f"export to {out}: expected a name that ends with {', '.join(SUFFIXES)}")
-    if not isinstance(target, MatrixElement):
-        raise InputError(
-            f"export to {out}: target '{target.kind}' has no events; those are of a matrix_element. Export to .npz or .h5"
-        )
+    target = _matrix_element(out, run)
     if not find_spec(SUFFIXES[suffix]):
         raise InputError(
             f"export to {out}: {SUFFIXES[suffix]} is not installed; pip install 'latticeflow[events]', or export to "
@@ -92,6 +97,49 @@ def write_events(
 
     write_atomic(out, save)
     return events.n
+
+
+def _matrix_element(out: Path, run: Run) -> MatrixElement:
+    if not isinstance(run.deck.target, MatrixElement):
+        raise InputError(
+            f"export to {out}: target '{run.deck.target.kind}' has no events; those are of a matrix_element. Export to .npz "
+            "or .h5 without --events"
+        )
+    return run.deck.target
+
+
+class EventColumns:
+    """`Events` as columns of .npz and HDF5, one row an event.
+
+    `p` `[n, k, 4]`, (E, px, py, pz) in GeV, incoming first, in the laboratory; `ids`, `colours`, `weight`, `scale` as in
+    `Batch`; of partons in hadrons `x` `[n, 2]`. `about`: `z`, `z_error`, `unit`, the `mode`, the deck. Raises what
+    `write_events` does.
+    """
+
+    def __init__(self, out: Path, run: Run, events: Events):
+        self.target, self.events, self.n = _matrix_element(out, run), events, events.n
+        k = len(self.target.process.incoming) + len(self.target.process.outgoing)
+        number, code = np.dtype(float), np.dtype(np.int64)
+        self.columns: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
+            "p": (number, (k, 4)),
+            "ids": (code, (k,)),
+            "colours": (code, (k, 2)),
+            "weight": (number, ()),
+            "scale": (number, ()),
+        }
+        if self.target.process.hadronic:
+            self.columns["x"] = number, (2,)
+        self.about: dict[str, str | float] = {
+            "z": events.z,
+            "z_error": events.z_error,
+            "unit": self.target.unit,
+            "mode": events.mode,
+            "deck": run.deck.toml(),
+        }
+
+    def pieces(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
+        for batch in batches(self.target, self.events):
+            yield {name: getattr(batch, name) for name in names}
 
 
 @contextmanager
@@ -114,7 +162,9 @@ def batches(target: MatrixElement, events: Events) -> Iterator[Batch]:
         for at in range(0, len(x), _PER_CALL):
             u = double(torch.as_tensor(x[at : at + _PER_CALL]))
             with torch.no_grad():
-                p = target.event(u)[0].cpu().numpy()
+                event = target.generate(u)
+                scale = process.scale(event.p).cpu().numpy()
+            p, fractions = event.laboratory.cpu().numpy(), None if event.x is None else event.x.cpu().numpy()
             ids = np.tile(codes, (len(p), 1))
             if process.hadronic:
                 with torch.no_grad():
@@ -124,7 +174,8 @@ def batches(target: MatrixElement, events: Events) -> Iterator[Batch]:
             for own in np.unique(ids, axis=0):
                 same = (ids == own).all(axis=1)
                 colours[same] = colour_flow(tuple(own.tolist()), incoming, p[same], dice[same])
-            yield Batch(p, ids, colours, weight[at : at + _PER_CALL])
+            pair_mass = event.energy.cpu().numpy()
+            yield Batch(p, ids, colours, weight[at : at + _PER_CALL], scale, fractions, pair_mass)
 
 
 def _pick(shares: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -133,9 +184,10 @@ def _pick(shares: np.ndarray, u: np.ndarray) -> np.ndarray:
     return np.minimum((cumulative <= u[:, None] * cumulative[:, -1:]).sum(axis=1), shares.shape[1] - 1)
 
 
-def _mass(p: np.ndarray) -> np.ndarray:
-    """Invariant mass of the incoming particles' sum, `[n]`."""
-    return np.sqrt(np.maximum(p[:, 0] ** 2 - np.square(p[:, 1:]).sum(axis=1), 0.0))
+def _couplings(target: MatrixElement) -> tuple[float, float]:
+    """alpha and alpha_s of the process, -1 where it has none."""
+    alpha, alpha_s = (float(getattr(target.process, name, -1.0)) for name in ("alpha", "alpha_s"))
+    return alpha, alpha_s
 
 
 def _masses(target: MatrixElement) -> list[float]:
@@ -184,10 +236,10 @@ def _lhe_events(target: MatrixElement, events: Events, strategy: int) -> Iterato
     import pylhe
 
     process, masses, k = target.process, _masses(target), len(target.process.incoming)
-    alpha, alpha_s = (float(getattr(process, name, -1.0)) for name in ("alpha", "alpha_s"))
+    alpha, alpha_s = _couplings(target)
     mothers = [(0, 0)] * k + [(1, k)] * len(process.outgoing)
     for batch in batches(target, events):
-        scale = _mass(batch.p[:, :k].sum(axis=1)).tolist()
+        scale = batch.scale.tolist()
         weight = [1.0] * len(scale) if strategy == 3 else batch.weight.tolist()
         for p, ids, colours, s, w in zip(
             batch.p.tolist(), batch.ids.tolist(), batch.colours.tolist(), scale, weight
@@ -224,10 +276,10 @@ def _hepmc(file: IO[bytes], run: Run, target: MatrixElement, events: Events) -> 
     with pyhepmc.open(buffer, "w", precision=16) as writer:
         number = 0
         for batch in batches(target, events):
-            for p, ids, weight in zip(batch.p.tolist(), batch.ids.tolist(), batch.weight.tolist()):
+            for i, weight in enumerate(batch.weight.tolist()):
                 event = pyhepmc.GenEvent(about, pyhepmc.Units.GEV, pyhepmc.Units.MM)
                 event.event_number, event.weights = number, [weight]
-                _fill(event, target, ids, [(q[1], q[2], q[3], q[0]) for q in p])
+                _fill(event, target, batch, i)
                 if target.unit == "pb":
                     found = pyhepmc.GenCrossSection()
                     event.cross_section = found
@@ -244,15 +296,17 @@ def _move(buffer: io.BytesIO, file: IO[bytes]) -> None:
     buffer.truncate()
 
 
-def _fill(event: Any, target: MatrixElement, ids: list[int], p: list[tuple[float, ...]]) -> None:
-    """Particles and vertices of one event."""
+def _fill(event: Any, target: MatrixElement, batch: Batch, i: int) -> None:
+    """Particles, vertices and attributes of event i of a batch."""
     import pyhepmc
 
     process, masses, k = target.process, _masses(target), len(target.process.incoming)
-    hard = pyhepmc.GenVertex()
+    ids, p = batch.ids[i].tolist(), [(q[1], q[2], q[3], q[0]) for q in batch.p[i].tolist()]
+    hard, particles = pyhepmc.GenVertex(), []
     for j, (code, q) in enumerate(zip(ids, p)):
-        particle = pyhepmc.GenParticle(q, code, 1 if j >= k else 3 if process.hadronic else 4)
+        particle = pyhepmc.GenParticle(q, code, 1 if j >= k else 21 if process.hadronic else 4)
         particle.generated_mass = masses[j]
+        particles.append(particle)
         if j >= k:
             hard.add_particle_out(particle)
             continue
@@ -264,6 +318,22 @@ def _fill(event: Any, target: MatrixElement, ids: list[int], p: list[tuple[float
             split.add_particle_in(pyhepmc.GenParticle(beam, PROTON, 4))
             split.add_particle_out(particle)
             rest = tuple(a - b for a, b in zip(beam, q))
-            split.add_particle_out(pyhepmc.GenParticle(rest, REMNANT, 3))
+            split.add_particle_out(pyhepmc.GenParticle(rest, REMNANT, 1))
             event.add_vertex(split)
     event.add_vertex(hard)
+    for particle, (one, two) in zip(particles, batch.colours[i].tolist()):
+        if one or two:
+            particle.attributes = {"flow1": one, "flow2": two}
+    alpha, alpha_s = _couplings(target)
+    event.attributes = {
+        "signal_process_id": 1,
+        "event_scale": float(batch.scale[i]),
+        "alphaQED": alpha,
+        "alphaQCD": alpha_s,
+    }
+    if batch.x is not None:
+        info = pyhepmc.GenPdfInfo()
+        info.parton_id1, info.parton_id2 = ids[:2]
+        info.x1, info.x2 = batch.x[i].tolist()
+        info.scale = float(batch.pair_mass[i])
+        event.pdf_info = info

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...spec import Registry, Spec
+from ..kinematics import mass
 
 ALPHA = 1 / 137.035999084  # of electromagnetism, at zero momentum
 ALPHA_S = 0.118
@@ -26,7 +27,10 @@ class Process(Spec):
 
     `hadronic`: the incoming particles are partons of two colliding hadrons; `squared` is `[batch, K]`, for each of the K
     pairs of partons in `channels`, and `densities(x1, x2, q2)` gives the products of their densities, `f(x1, q2) f(x2,
-    q2)`, not times x, `[batch, K]`. `mass_range`: least and greatest mass of the pair of partons, GeV."""
+    q2)`, not times x, `[batch, K]`. `mass_range`: least and greatest mass of the pair of partons, GeV.
+
+    `scale(p)`: hardness of the event, GeV, `[batch]`, p as above: from where a parton shower goes on, SCALUP of Les Houches;
+    by default the mass of the system, sqrt(s)."""
 
     kind: ClassVar[str]
     incoming: ClassVar[tuple[int, ...]]
@@ -44,6 +48,9 @@ class Process(Spec):
 
     def squared(self, p: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def scale(self, p: Tensor) -> Tensor:
+        return mass(p[:, : len(self.incoming)].sum(1))
 
     def densities(self, x1: Tensor, x2: Tensor, q2: Tensor) -> Tensor:
         raise NotImplementedError

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..amplitudes import Currents, polarisations, products, ring_colours
-from ..kinematics import dot
+from ..kinematics import dot, pt
 from .base import ALPHA_S, Process, processes
 
 
@@ -30,7 +30,7 @@ def _rings(n: int) -> tuple[list[list[int]], list[list[int]]]:
 
 class Gluons(Process):
     """`g g -> (n - 2) g`; `|M|^2` is averaged over 2 * 2 * 8 * 8 spins and colours, with 1 / (n - 2)!, `g^2 = 4 pi
-    alpha_s`."""
+    alpha_s`. `scale`: the least transverse momentum, so that a shower adds nothing harder than the matrix element has."""
 
     incoming: ClassVar[tuple[int, ...]] = (21, 21)
     alpha_s: float = Field(ALPHA_S, gt=0)
@@ -38,6 +38,9 @@ class Gluons(Process):
     def factor(self) -> float:
         n = len(self.outgoing)
         return (4 * math.pi * self.alpha_s) ** n / (256 * math.factorial(n))
+
+    def scale(self, p: Tensor) -> Tensor:
+        return pt(p[:, 2:]).amin(1)
 
     def squared(self, p: Tensor) -> Tensor:
         """Parke and Taylor: all amplitudes of four and five gluons are maximally helicity violating."""

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..amplitudes import Currents, QuarkLine, line_colours, lorentz, polarisations, spinors, vector
-from ..kinematics import HBARC2, dot
+from ..kinematics import HBARC2, dot, pairs
 from .base import ALPHA, ALPHA_S, Process, processes
 from .electroweak import FERMIONS
 from .gluons import summed
@@ -38,7 +38,9 @@ def ordered_squares(p: Tensor) -> Tensor:
 
 
 class Hadrons(Process):
-    """`e- e+ -> gamma* -> q qbar + gluons`, all massless."""
+    """`e- e+ -> gamma* -> q qbar + gluons`, all massless. `scale`: sqrt of the least s_ij of a pair, so that a shower adds
+
+    nothing harder than the matrix element has."""
 
     incoming: ClassVar[tuple[int, ...]] = (11, -11)
     quark: Literal["d", "u", "s", "c", "b"]
@@ -55,6 +57,10 @@ class Hadrons(Process):
     def sigma_0(self, energy: float) -> float:
         """`sigma(e- e+ -> gamma* -> q qbar) = 4 pi alpha^2 Q_q^2 / s` of three colours in pb, at sqrt(s) = energy in GeV."""
         return HBARC2 * 4 * math.pi * (self.alpha * FERMIONS[self.quark].charge / energy) ** 2
+
+    def scale(self, p: Tensor) -> Tensor:
+        one, two = pairs(p[:, 2:])
+        return (2 * dot(one, two)).amin(1).clamp(min=0).sqrt()
 
     def factor(self) -> float:
         """`e^4 Q_q^2 g^(2 n) / (4 n!)`: couplings, the average over spins, identical gluons."""
