@@ -64,10 +64,13 @@ S = TypeVar("S", bound=Spec)
 
 
 class Registry(Generic[S]):
-    """Spec classes by their deck name. A new one is one file whose class carries `@registry.add(name)`."""
+    """Spec classes by their deck name. A new one is one file whose class carries `@registry.add(name)`.
 
-    def __init__(self, what: str):
-        self.what = what
+    `elsewhere`: names that later packages add, and the package to import: what an unknown name is told.
+    """
+
+    def __init__(self, what: str, elsewhere: dict[str, str] | None = None):
+        self.what, self.elsewhere = what, elsewhere or {}
         self.classes: dict[str, type[S]] = {}
 
     def add(self, kind: str):
@@ -84,7 +87,10 @@ class Registry(Generic[S]):
         """The class called `kind`; raises `InputError` that names the nearest known name."""
         if not isinstance(kind, str) or kind not in self.classes:
             near = difflib.get_close_matches(str(kind), list(self.classes), n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(self.classes))}"
+            if isinstance(kind, str) and kind in self.elsewhere:
+                hint = f"it is known after `import {self.elsewhere[kind]}`"
+            else:
+                hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(self.classes))}"
             raise InputError(f"unknown {self.what} '{kind}'; {hint}")
         return self.classes[kind]
 

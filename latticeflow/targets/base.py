@@ -123,4 +123,4 @@ class LatticeTarget(Target):
         return -self.action(x)
 
 
-targets: Registry[Target] = Registry("target")
+targets: Registry[Target] = Registry("target", {"matrix_element": "latticeflow.collider"})
