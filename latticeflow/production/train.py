@@ -177,9 +177,7 @@ def _fit(run: Run, device: str, resume: bool, stop: StopRequests) -> str | None:
     if record is None:
         return None
     held_out = "all of them seen in training" if "trained_on" in record else "others held out"
-    return (
-        f"trained on {record['configurations']:,} configurations, thin = {record['thin']}; {held_out}"
-    )
+    return f"trained on {record['configurations']:,} configurations, thin = {record['thin']}; {held_out}"
 
 
 def _bar(out: Console) -> Progress:

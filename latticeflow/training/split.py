@@ -4,7 +4,6 @@ A configuration of a chain resembles its neighbours in Monte Carlo time: a test 
 would hold near copies of what was trained on. So whole chains are held out, which have never met those that stay.
 """
 
-
 import numpy as np
 import torch
 
