@@ -311,3 +311,16 @@ def test_momenta_of_a_bad_matrix_element_are_named():
     finally:
         processes.classes.pop("bad_one", None)
         processes.classes.pop("bad_shape", None)
+
+
+def test_a_pole_that_nothing_cuts_is_named():
+    """Two parallel particles without a cut: the error says what is missing; with the cut the point is just outside."""
+    from latticeflow.errors import NumericalError
+
+    settings = {"process": {"kind": "ee_qqgg", "quark": "u"}, "energy": 91.2, "phase_space": "rambo"}
+    u = torch.from_numpy(np.random.default_rng(5).random((4, 8)))
+    u[1] = 0.3  # equal angles of successive decays
+    with pytest.raises(NumericalError, match=r"parallel or soft to rounding.*nothing cuts them: set y_min"):
+        MatrixElement(**settings).log_prob(u)
+    found = MatrixElement(**settings, cuts={"y_min": 1e-6}).log_prob(u)
+    assert found[1] == -math.inf and torch.isfinite(found[[0, 2, 3]]).all()

@@ -15,6 +15,7 @@ from latticeflow.targets import Camel, Phi4
 TARGETS = {
     "two": {"process": {"kind": "ee_ff", "fermion": "mu", "z": True}, "energy": 91.2},
     "three": {"process": {"kind": "ee_qqg", "quark": "u"}, "energy": 91.2},
+    "four": {"process": {"kind": "ee_qqgg", "quark": "u"}, "energy": 91.2},
     "five": {"process": "gg_ggg", "energy": 1000.0},
     "decay": {
         "process": {"kind": "muon_decay", "fermi": 1.1663788e-5, "electron_mass": 0.000511},
@@ -24,8 +25,9 @@ TARGETS = {
 }
 EXIST = {
     "two": "pt_1 abs_rapidity_max delta_r_min cos_theta forward a_fb",
-    "three": "thrust y_min y23 pt_1 pt_min x1 x2 x3 mass_12 abs_rapidity_max delta_r_min cos_theta",
-    "five": "thrust y_min y23 pt_1 pt_min x1 x2 x3 mass_12 abs_rapidity_max delta_r_min cos_theta",
+    "three": "y23 pt_1 pt_min x1 x2 x3 mass_12 abs_rapidity_max delta_r_min cos_theta",
+    "five": "y23 pt_1 pt_min x1 x2 x3 mass_12 abs_rapidity_max delta_r_min cos_theta",
+    "four": "thrust y_min y23 pt_1 pt_min x1 x2 x3 mass_12 abs_rapidity_max delta_r_min cos_theta",
     "decay": "thrust y_min y23 x1 x2 x3 mass_12",
     "hadrons": "pt_1 mass_12 abs_rapidity_max delta_r_min",
 }
@@ -88,25 +90,37 @@ def test_values_are_the_formulas_of_single_events(name):
             "cos_theta": p[0, 3] / np.linalg.norm(p[0, 1:]),
             "forward": float(p[0, 3] > 0),
         }
+        size = np.linalg.norm(p[:, 1:], axis=1)
+        # the axis with all particles on their sides of a plane
+        sides = [
+            p[list(some), 1:].sum(0) for k in (1, 2) for some in itertools.combinations(range(len(p)), k)
+        ]
+        expected["thrust"] = 2 * max(np.linalg.norm(one) for one in sides) / size.sum()
         if len(p) == 3 and name != "decay":
-            expected["thrust"] = x[0]
+            # why they are left out
+            assert expected["thrust"] == pytest.approx(x[0]) and expected["y_min"] == pytest.approx(1 - x[0])
             durham = [2 * min(a[0], b[0]) ** 2 * (1 - a[1:] @ b[1:] / a[0] / b[0]) / e**2 for a, b in pairs]
             expected["y23"] = min(durham)
         for key in set(expected) & set(found):
             assert found[key][i] == pytest.approx(expected[key], rel=1e-6), key
 
 
+def test_three_massless_particles_have_one_thrust():
+    reasons = observables.left_out(target("three"))
+    assert reasons["thrust"] == reasons["y_min"] == "of three massless particles T = x₁ and y_min = 1 − x₁"
+    with pytest.raises(InputError, match="'thrust' does not exist here: of three massless"):
+        measure(target("three"), points(target("three"), 2), "thrust")
+
+
 def test_means_over_flat_phase_space():
-    """In the triangle of (x1, x2), flat: the greatest x has mean 7/9, the least 4/9, y_min = 1 - x1 mean 1/9 ... 2/9."""
+    """In the triangle of (x1, x2), flat: the greatest x has mean 7/9, the least 4/9."""
     one = target("three")
-    found = measure(one, points(one, 100_000), "x1", "x2", "x3", "y_min", "thrust", "cos_theta")
+    found = measure(one, points(one, 100_000), "x1", "x2", "x3", "cos_theta")
     # 1 - x_i are flat on the simplex: ordered, their means are 11/18, 5/18 and 2/18
     means = {
         "x1": 1 - 2 / 18,
         "x2": 1 - 5 / 18,
         "x3": 1 - 11 / 18,
-        "y_min": 2 / 18,
-        "thrust": 1 - 2 / 18,
         "cos_theta": 0,
     }
     for key, expected in means.items():

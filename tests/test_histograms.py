@@ -254,6 +254,7 @@ def test_figures_of_events(run):
     lines = list(summary_lines(ensemble))
     assert any(line.startswith("Z = ") for line in lines)
     assert any("unweighting efficiency" in line and "99.9 % quantile" in line for line in lines)
+    assert not any("survival" in line for line in lines)  # there are no cuts
 
 
 @pytest.fixture
@@ -279,12 +280,19 @@ def gluons(tmp_path):
 def test_compare_has_it_all(gluons, capsys):
     result = compare_run(gluons.path, ["test_power", "test_flat", "test_walk"])
     text = capsys.readouterr().out
-    for words in ("σ  [pb]", "unweighting efficiency", "Convergence of σ", "Spectra against", "τ_int"):
+    for words in (
+        "σ  [pb]",
+        "unweighting efficiency",
+        "Convergence of σ",
+        "Spectra against",
+        "τ_int",
+        "survival of the cuts",
+    ):
         assert words in text, words
     folder = gluons.path / "compare"
     page = (folder / "compare.html").read_text()
     names = [name for name in result.spectra if not name.startswith("test_")]
-    assert {"pt_1", "delta_r_min", "thrust"} <= set(names)
+    assert {"pt_1", "delta_r_min", "x1"} <= set(names) and "thrust" not in names
     for name in (*names, "convergence", "log_weights", "pulls"):
         file = name if name not in names else f"spectrum_{name}"
         assert (folder / f"{file}.png").read_bytes()[:4] == b"\x89PNG" and f'alt="{file}"' in page
@@ -314,7 +322,11 @@ def test_measure_verify_and_export(gluons, tmp_path, capsys):
     rows = measure_run(gluons.path, "test_flat")
     text = capsys.readouterr().out
     assert "σ  [pb] = " in text and "convergence: 2,048:" in text and "reweighted" not in text
-    assert "of draws have a weight" in text and rows["pt_1"].error > 0
+    assert (
+        "of draws have a weight" in text
+        and text.count("survival of the cuts pt_min = 30: ") == 1
+        and rows["pt_1"].error > 0
+    )
     measure_run(gluons.path, "test_walk")
     assert "τ_int" in capsys.readouterr().out
     for name in ("a.lhe.gz", "a.hepmc"):

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from ..production.summary import integral_name, weight_line
+from ..production.summary import integral_name, survival_lines, weight_line
 from ..statistics import Integration, bracket
 from ..targets.hypercube import Hypercube
 from .report import Table
@@ -23,6 +23,7 @@ def integral_lines(target: Hypercube, found: Integration) -> list[str]:
     lines = [
         f"{integral_symbol(target)} = {bracket(weights.z, weights.z_error)} from {weights.n:,} draws, {weights}",
         weight_line(found),
+        *survival_lines(target),
         consistency(found),
         "convergence: "
         + ", ".join(f"{step.draws:,}: {bracket(step.value, step.error)}" for step in found.steps),
@@ -47,6 +48,7 @@ def convergence_table(target: Hypercube, found: dict[str, Integration]) -> Table
     rows = [[f"{n:,}", *(at[name].get(n, "-") for name in found)] for n in draws]
     notes = ["blocks are combined by their numbers of draws; errors are those of all draws so far"]
     notes += [f"{name}: {line}" for name, one in found.items() if (line := consistency(one))]
+    notes += survival_lines(target)
     return Table(f"Convergence of {integral_symbol(target)}", ["draws", *found], rows, notes)
 
 

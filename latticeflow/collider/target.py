@@ -15,9 +15,11 @@ from ..targets import targets
 from ..targets.hypercube import Hypercube
 from .beams import Beams, along_beam
 from .cuts import Cuts
-from .kinematics import HBARC2
+from .kinematics import HBARC2, dot, pairs
 from .phase_space import PhaseSpace, PhaseSpaceMap, phase_spaces
 from .processes import Process, processes
+
+_PARALLEL = 1e-12  # p_i.p_j over E^2, E the energy of the first particle, below which it is of rounding
 
 
 def _parsed(registry: Registry, value: Any) -> Any:
@@ -229,9 +231,21 @@ class MatrixElement(Hypercube):
             raise NumericalError(
                 f"{self.process.kind}: |M|^2 = {squared[first].tolist()} in {int(bad_events.sum())} of {len(p)} events; "
                 "expected finite and not negative. The momenta of the first, rows (E, px, py, pz) in GeV, incoming first: "
-                f"{p[first].tolist()}"
+                f"{p[first].tolist()}{self._why_bad(p[first])}"
             )
         return squared
+
+    def _why_bad(self, p: Tensor) -> str:
+        """Of one event `[incoming + outgoing, 4]`: whether massless particles are parallel, or one soft, to rounding."""
+        massless = [*(0.0,) * len(self.process.incoming), *self.process.masses]
+        chosen = p[[mass == 0 for mass in massless]] if len(self.process.incoming) == 2 else p[1:]
+        least = float(dot(*pairs(chosen)).abs().amin() / p[0, 0].square()) if len(chosen) > 1 else 1.0
+        if least > _PARALLEL:
+            return ""
+        return (
+            f". The least p_i.p_j is {least:.1e} E^2: particles are parallel or soft to rounding, where a massless "
+            "|M|^2 has its poles, and nothing cuts them: set y_min, durham_min, mass_min, delta_r_min or pt_min"
+        )
 
     def _why_empty(self, n: int) -> str:
         counts: dict[str, int] = {}

@@ -47,6 +47,21 @@ def _charged(target: Target) -> str | None:
     return reason
 
 
+def _not_of_three(point: bool = False):
+    """Of at least three particles, but of three massless ones at a fixed energy only under the name x1."""
+    exists = _events(3, point=point)
+
+    def missing(target: Target) -> str | None:
+        reason = exists(target)
+        if reason is None:
+            process = target.process  # type: ignore[attr-defined]
+            if len(process.outgoing) == 3 and not any(process.masses) and not process.hadronic:
+                return "of three massless particles T = x₁ and y_min = 1 − x₁"
+        return reason
+
+    return missing
+
+
 def _camel(target: Target) -> str | None:
     return None if isinstance(target, Camel) else OtherTheory(f"target '{target.kind}' has no two peaks")
 
@@ -57,13 +72,13 @@ def _pairs(target: MatrixElement, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return *kinematics.pairs(target.outgoing(event)), event.energy[:, None]
 
 
-@observables.primary("thrust", "T", r"T", _events(3, point=True))
+@observables.primary("thrust", "T", r"T", _not_of_three(point=True))
 def thrust(target: MatrixElement, x: Tensor) -> Tensor:
     """`max_n sum_i |p_i.n| / sum_i |p_i|`, `[n]`."""
     return kinematics.thrust(target.momenta(x))
 
 
-@observables.primary("y_min", "y_min", r"y_\mathrm{min}", _events(3))
+@observables.primary("y_min", "y_min", r"y_\mathrm{min}", _not_of_three())
 def y_min(target: MatrixElement, x: Tensor) -> Tensor:
     """`min_(i<j) (p_i + p_j)^2 / E^2`, the least JADE y of a pair, `[n]`."""
     return kinematics.jade(*_pairs(target, x)).amin(1)

@@ -5,11 +5,14 @@ from typing import cast
 
 import numpy as np
 
+from ..collider import MatrixElement
 from ..errors import StatisticsError, WriteFailed
 from ..statistics import Integration, bracket, integrate, mean
 from ..store import Ensemble
-from ..targets import targets
+from ..targets import Target, targets
 from ..targets.hypercube import Hypercube
+
+_FLAT = 20_000  # points of which survival is counted
 
 
 def summary_lines(ensemble: Ensemble) -> Iterator[str]:
@@ -53,7 +56,7 @@ def integral_name(target: Hypercube) -> str:
 
 
 def weight_line(found: Integration) -> str:
-    """Spread of the weights, survival of cuts, and unweighting."""
+    """Spread of the weights, share of draws that have one, and unweighting."""
     weights, kept = found.weights, found.unweighting
     line = f"standard deviation of the weights {bracket(weights.deviation, weights.deviation_error)} of their mean"
     if kept is None:
@@ -66,12 +69,22 @@ def weight_line(found: Integration) -> str:
     )
 
 
+def survival_lines(target: Target) -> list[str]:
+    """What the cuts leave of flat points; nothing where there are no cuts."""
+    if not isinstance(target, MatrixElement) or not target.cuts.bounds:
+        return []
+    share, error = target.survival(_FLAT)
+    cuts = ", ".join(f"{name} = {bound:g}" for name, bound in target.cuts.bounds.items())
+    return [f"survival of the cuts {cuts}: {bracket(100 * share, 100 * error)} % of {_FLAT:,} flat points"]
+
+
 def _integral(ensemble: Ensemble) -> Iterator[str]:
     target = cast(Hypercube, targets.parse(ensemble.target))
     found = integrate((data["log_w"] for data in ensemble.iterate("log_w")), ensemble.draws)
     value = bracket(found.weights.z, found.weights.z_error)
     yield f"{integral_name(target)} = {value} {target.unit}".rstrip()
     yield weight_line(found)
+    yield from survival_lines(target)
 
 
 def _approximate(ensemble: Ensemble) -> Iterator[str]:
