@@ -319,7 +319,7 @@ def test_a_pole_that_nothing_cuts_is_named():
 
     settings = {"process": {"kind": "ee_qqgg", "quark": "u"}, "energy": 91.2, "phase_space": "rambo"}
     u = torch.from_numpy(np.random.default_rng(5).random((4, 8)))
-    u[1] = 0.3  # equal angles of successive decays
+    u[1] = torch.tensor([1.0, *[0.3] * 7])  # parallel: equal angles of successive decays
     with pytest.raises(NumericalError, match=r"parallel or soft to rounding.*nothing cuts them: set y_min"):
         MatrixElement(**settings).log_prob(u)
     found = MatrixElement(**settings, cuts={"y_min": 1e-6}).log_prob(u)
