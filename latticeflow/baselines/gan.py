@@ -25,6 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ..errors import InputError
 from ..random import Purpose, stream, uniform
 from ..targets import Target
 from .base import Data, Model, ModelSpec, models
@@ -167,8 +168,10 @@ class GameSpec(ModelSpec):
     critic_steps: int = Field(5, ge=1)
 
     def networks(self, target: Target, seed: int) -> tuple[Network, Network]:
-        """Generator and critic. Raises `InputError` for fewer noise fields than y has channels."""
+        """Generator and critic. Raises `InputError` for fewer noise fields than channels, for `sign` of no scalar field."""
         at, rng = coordinates(target), stream(seed, Purpose.INIT)
+        if self.sign and not (at.sides and at.shape[0] == 1):
+            raise InputError(f"model.sign: '{target.kind}' has no symmetry phi -> -phi; leave it out")
         if at.sides:
             generator = FieldGenerator(at, self.noise, self.generator, self.filtered, rng)
             return generator, FieldCritic(at, self.critic, rng)

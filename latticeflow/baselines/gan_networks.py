@@ -22,7 +22,8 @@ from .networks import Dense, Halve, dense_net, levels
 
 GAIN = math.sqrt(6)
 HEAD = 32  # width of a critic's dense head
-DEGREE = 4  # of polynomials in khat^2
+DEGREE = 4  # of the polynomial in khat^2 that is trained
+FIT = 2  # of that which is fitted to data
 
 
 def convolutions(dim: int, widths: list[int], rng: np.random.Generator) -> list[nn.Module]:
@@ -42,9 +43,10 @@ class Filter(nn.Module):
         log a_c(k) = log s_c(k) + sum_{j<=DEGREE} w_cj P_j(khat^2 / (2 D) - 1),    w trained, 0 at first
 
     P_j are Legendre's polynomials. It commutes with all symmetries of the lattice and reaches over all of it. s is set from
-    data, 1 before: `s^-2` is the polynomial in khat^2 of degree `DEGREE` that is nearest to the inverse propagator
-    `1 / <|y_k|^2>`, k != 0, in relative least squares. Being smooth, it has far smaller errors than the mean square of each
-    mode: that at k = 0 is chi2, which n configurations tell to sqrt(2 / n).
+    data, 1 before: `s^-2` is the polynomial in khat^2 of degree `FIT` that is nearest to the inverse propagator
+    `1 / <|y_k|^2>` in relative least squares: linear of the free field, and smooth. So it has smaller errors than the mean
+    square of a mode, which n configurations tell to sqrt(2 / n); that at k = 0 is chi2. k = 0 is left out of the fit where
+    it is above twice what the others say (two wells).
     """
 
     log_start: Tensor
@@ -54,8 +56,8 @@ class Filter(nn.Module):
         super().__init__()
         self.dim = len(sides)
         khat2 = Lattice(sides).khat2
-        degree = min(DEGREE, len(np.unique(khat2.round(9))) - 2)  # k = 0 is no part of the fit
-        P = np.moveaxis(legvander(khat2 / (2 * self.dim) - 1, max(0, degree)), -1, 0)
+        degree = min(DEGREE, len(np.unique(khat2.round(9))) - 1)
+        P = np.moveaxis(legvander(khat2 / (2 * self.dim) - 1, degree), -1, 0)
         self.register_buffer("legendre", torch.from_numpy(P.copy()).float(), persistent=False)
         self.register_buffer("log_start", torch.zeros(channels, *sides))
         self.weight = nn.Parameter(torch.zeros(channels, len(P)))
@@ -67,15 +69,27 @@ class Filter(nn.Module):
     @torch.no_grad()
     def start_at(self, power: Tensor) -> Tensor:
         """Fit s to `<|y_k|^2>`, float64 `[channels, *sides]`; returns the excess of k = 0 over the fit, `[channels]`."""
-        basis = self.legendre.double().flatten(1).T
-        excess = power.new_zeros(len(power))
-        for c, one in enumerate(power.flatten(1)):
-            found = one[1:].clamp(min=1e-12)
-            weights = torch.linalg.lstsq(found[:, None] * basis[1:], torch.ones_like(found)[:, None]).solution
-            inverse = (basis @ weights).squeeze(1).clamp(min=0.5 / float(found.max()))
-            self.log_start[c].copy_((-0.5 * inverse.log()).view_as(power[c]))
-            excess[c] = one[0] - 1 / inverse[0]
+        basis = self.legendre[: FIT + 1].double().flatten(1).T.cpu().numpy()
+        excess = torch.zeros(len(power), dtype=torch.float64)
+        for c, one in enumerate(power.flatten(1).cpu().numpy()):
+            found = np.maximum(one, 1e-12)
+            smooth = _smooth(basis, found, 1)
+            if found[0] > 2 * smooth[0]:  # two wells
+                excess[c] = found[0] - smooth[0]
+            else:
+                smooth = _smooth(basis, found, 0)
+            self.log_start[c].copy_(torch.from_numpy(0.5 * np.log(smooth)).view_as(power[c]))
         return excess
+
+
+def _smooth(basis: np.ndarray, found: np.ndarray, first: int) -> np.ndarray:
+    """The fit to the modes from `first` on, at all; what was found itself where the fit is none or above twice of it.
+
+    By numpy: the bits of torch's solution depend on where in memory its arguments lie.
+    """
+    rows = found[first:, None] * basis[first:]
+    inverse = basis @ np.linalg.lstsq(rows, np.ones(len(rows)), rcond=None)[0]
+    return np.where(inverse * found > 0.5, 1 / inverse, found)
 
 
 class FieldGenerator(nn.Module):
@@ -105,8 +119,8 @@ class FieldGenerator(nn.Module):
     def start(self, data: Data, inward, sign: bool) -> None:
         """Set the filter to the spectrum of `inward(x)`; walks once, sums in float64.
 
-        Where the power at k = 0 exceeds the smooth fit (two wells), the excess goes into the filter's value at k = 0, or, with
-        `sign`, into a constant in y, which in the end gets a random sign.
+        What the power at k = 0 is above the fit (two wells), its excess, goes into the filter's value at k = 0; with
+        `sign` into a constant in y, which in the end gets a random sign.
         """
         if self.filter is None:
             return
@@ -114,12 +128,12 @@ class FieldGenerator(nn.Module):
         power = mean_over(
             data, lambda x: torch.fft.fftn(inward(x).double(), dim=axes, norm="ortho").abs().square()
         )
-        excess = self.filter.start_at(power).clamp(min=0)
+        excess = self.filter.start_at(power)
         if sign:
-            self.bias.copy_((excess / math.prod(power.shape[1:])).sqrt().view_as(self.bias))
+            self.bias.copy_((excess.to(self.bias) / math.prod(power.shape[1:])).sqrt().view_as(self.bias))
         else:
             at_zero = self.filter.log_start.flatten(1)[:, 0]
-            at_zero.copy_(0.5 * ((2 * at_zero.double()).exp() + excess).log())
+            at_zero.copy_(0.5 * ((2 * at_zero.double()).exp() + excess.to(at_zero.device)).log())
 
     def forward(self, noise: Tensor) -> Tensor:
         h = noise
@@ -149,10 +163,11 @@ class FieldCritic(nn.Module):
 
     Its first channels are y and y^2 - 1. For each of the `hidden` numbers of channels the sides are halved, as long as they
     can be, and one convolution (kernel 3, circular, SiLU) follows. Of every level's channels h, the first ones too, the
-    sums `V^{-1/2} sum_s h(s)` and `V^{-1/2} sum_s h(s)^2` (V: sites of the level) go into two heads, a dense and
-    a linear one. In this normalisation a local quantity's sum fluctuates by order one and a bias of its mean grows as sqrt(V), so
-    that small biases of the action's density are seen; the head sees the square of the mean field. With y^2 among the
-    channels a wrong kurtosis was found in a tenth of the steps (docs/baselines.md).
+    sums `V^{-1/2} sum_s h(s)` and `V^{-1/2} sum_s h(s)^2` (V: sites of the level) go into two heads, a dense and a linear
+    one. In this normalisation a local quantity's sum fluctuates by order one and a bias of its mean grows as sqrt(V):
+    small biases of the action's density are seen. The head sees the square of the mean field.
+
+    With y^2 a critic told phi^4 at 32x32 from a Gaussian field of its spectrum by 0.70 in 100 steps, without by 0.54 in 300.
     """
 
     def __init__(self, at: Coordinates, hidden: tuple[int, ...], rng: np.random.Generator):
