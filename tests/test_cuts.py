@@ -314,13 +314,20 @@ def test_momenta_of_a_bad_matrix_element_are_named():
 
 
 def test_a_pole_that_nothing_cuts_is_named():
-    """Two parallel particles without a cut: the error says what is missing; with the cut the point is just outside."""
+    """Two parallel particles: the error says what is missing; of an |M|^2 that is bad elsewhere it does not."""
+    from dataclasses import replace
+
     from latticeflow.errors import NumericalError
 
-    settings = {"process": {"kind": "ee_qqgg", "quark": "u"}, "energy": 91.2, "phase_space": "rambo"}
-    u = torch.from_numpy(np.random.default_rng(5).random((4, 8)))
-    u[1] = torch.tensor([1.0, *[0.3] * 7])  # parallel: equal angles of successive decays
-    with pytest.raises(NumericalError, match=r"parallel or soft to rounding.*nothing cuts them: set y_min"):
-        MatrixElement(**settings).log_prob(u)
-    found = MatrixElement(**settings, cuts={"y_min": 1e-6}).log_prob(u)
-    assert found[1] == -math.inf and torch.isfinite(found[[0, 2, 3]]).all()
+    target = three_jets()
+    event = target.generate(torch.from_numpy(np.random.default_rng(5).random((3, target.dim))))
+    assert target._squared(event).isfinite().all()
+    p = event.p.clone()
+    p[1, 2] = p[1, 4] = p.new_tensor([30.0, 0.0, 0.0, 30.0])
+    with pytest.raises(NumericalError, match=r"= inf in 1 of 3.*parallel or soft to rounding.*set y_min"):
+        target._squared(replace(event, p=p))
+    p = event.p.clone()
+    p[1, 2, 0] = math.nan
+    with pytest.raises(NumericalError, match="= nan in 1 of 3") as found:
+        target._squared(replace(event, p=p))
+    assert "parallel" not in str(found.value)

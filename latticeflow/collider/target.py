@@ -240,11 +240,11 @@ class MatrixElement(Hypercube):
         massless = [*(0.0,) * len(self.process.incoming), *self.process.masses]
         chosen = p[[mass == 0 for mass in massless]] if len(self.process.incoming) == 2 else p[1:]
         least = float(dot(*pairs(chosen)).abs().amin() / p[0, 0].square()) if len(chosen) > 1 else 1.0
-        if least > _PARALLEL:
+        if not least <= _PARALLEL:
             return ""
         return (
             f". The least p_i.p_j is {least:.1e} E^2: particles are parallel or soft to rounding, where a massless "
-            "|M|^2 has its poles, and nothing cuts them: set y_min, durham_min, mass_min, delta_r_min or pt_min"
+            "|M|^2 has its poles, and no cut excludes them: set y_min, durham_min, mass_min, delta_r_min or pt_min"
         )
 
     def _why_empty(self, n: int) -> str:
