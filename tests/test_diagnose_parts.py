@@ -10,7 +10,7 @@ from tables import rng
 
 from latticeflow.analysis.diagnose_classifier import classify
 from latticeflow.analysis.diagnose_draws import Draws, fingerprints
-from latticeflow.analysis.diagnose_memory import nearness
+from latticeflow.analysis.diagnose_memory import looks, nearness
 from latticeflow.analysis.diagnose_modes import Shares, agreement, missing
 from latticeflow.analysis.diagnose_profile import Profile, f_probability
 from latticeflow.analysis.diagnose_profile import agreement as profile_agreement
@@ -148,6 +148,26 @@ def test_copies_are_told_from_smooth_draws():
     assert copies.share == 1 and copies.share_pull > 4 and copies.ratio[0] < 0.1
     one = nearness(gaussians(1, 1, 18).repeat(200, 1), [train], held, 1)
     assert abs(one.share_pull) < 2  # a draw that is repeated is one draw
+
+
+def test_copies_in_any_position():
+    """Copies moved by random symmetries: seen in amplitudes by orbits of momenta, which no symmetry changes; else not."""
+    lattice = FIELD.lattice
+    train, held = FIELD.sample(600, rng(27)), FIELD.sample(300, rng(28))
+    group, generator, moved = list(lattice.point_group()), rng(29), []
+    for x in train[:200].unsqueeze(1):
+        x = lattice.transform(x, *group[generator.integers(len(group))])
+        shift = generator.integers(4, size=2).tolist()
+        moved.append(float(generator.choice([-1, 1])) * torch.roll(x, shift, (1, 2)))
+    x = torch.cat(moved)
+    torch.testing.assert_close(looks(FIELD, x, True), looks(FIELD, train[:200], True))
+    x += 0.02 * torch.from_numpy(generator.normal(size=x.shape))
+    for symmetries in (False, True):
+        one, two, three = (looks(FIELD, y, symmetries) for y in (x, train, held))
+        found = nearness(one, [two], [three], 1)
+        assert (found.share_pull > 5) == symmetries and (found.ratio_pull < -10) == symmetries
+        fresh = nearness(looks(FIELD, FIELD.sample(200, rng(30)), symmetries), [two], [three], 1)
+        assert abs(fresh.share_pull) < 3 and abs(fresh.ratio_pull) < 3
 
 
 def test_distances_do_not_depend_on_pieces():

@@ -12,7 +12,7 @@ from latticeflow.targets import FreeField, targets
 from latticeflow.training.data import Configurations
 
 BLOCK = 1024
-TRAIN = {"data": "ensembles/test_chain", "thin": "auto", "test_share": 0.25}
+TRAIN = {"data": "ensembles/test_chain", "thin": "auto", "test_share": 0.25, "augment": False}
 
 
 def give(run, kind, x, exact=False):

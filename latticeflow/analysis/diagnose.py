@@ -1,6 +1,10 @@
 """Diagnostics that see bias: which ensemble gets which physics wrong, beside a reference. One table, one page.
 
-What each of them sees, and what it does not, is said in docs/baselines.md and asserted in tests/test_diagnose.py.
+Who sees what, as tests/test_diagnose.py asserts: the same few configurations again and again, all but copies and missing
+modes. One well of two, else right: <m>, the modes, the classifier. Right sites without correlations: S, its histogram,
+functions of distance, the classifier. Training data with a little noise: only the two distances to training data, of which
+the first is also moved by draws that are too smooth or too rough. Another mass: observables, S, functions of distance; the
+classifier with some thousand draws.
 """
 
 import json
@@ -29,7 +33,8 @@ LEGEND = (
     "AUC: a network tells a draw in question from one of the reference with this probability, 1/2 if they are alike, on "
     "chains or blocks that it was not trained on",
     "NN distance ratio: median distance of draws to the nearest training configuration, over that of held-out ones. NN in "
-    "training: how much more often than by chance the nearest of both is a training configuration; only copies move it",
+    "training: how much more often than by chance the nearest of both is a training configuration; only copies move it. "
+    "Up to the lattice's symmetries, where training used them",
 )
 
 

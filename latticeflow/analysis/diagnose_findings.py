@@ -17,9 +17,9 @@ from ..store import Ensemble
 from ..training.checkpoint import checkpoints, latest, load_state
 from ..training.data import Configurations, data_path
 from . import diagnose_modes as modes
-from .diagnose_classifier import Test, classify, features
+from .diagnose_classifier import Test, classify
 from .diagnose_draws import Draws, action_name, distinct, draws, open_series, sample_of, unweighted
-from .diagnose_memory import Nearness, nearness, repeated
+from .diagnose_memory import Nearness, looks, nearness, repeated
 from .diagnose_modes import Shares
 from .diagnose_profile import FUNCTIONS, Profile, agreement, profile
 from .estimates import Row, estimates
@@ -256,7 +256,7 @@ def _nearness(member: Member, reference: Member, seed: int) -> Nearness:
         raise StatisticsError("not trained on stored configurations")
 
     def flat(x: Tensor) -> Tensor:
-        return features(target, x).flatten(1)
+        return looks(target, x, train.augment)
 
     if train.test_share:
         held = [flat(x) for x in data.held_out().walk()]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..random import Purpose, stream
-from .diagnose_classifier import STREAMS
+from ..targets import LatticeTarget, Target
+from .diagnose_classifier import STREAMS, features
 from .diagnose_draws import BYTES, fingerprints
 from .series import Series
 
@@ -56,6 +57,23 @@ def repeated(series: Series) -> tuple[float, int]:
             break
     every = np.concatenate(prints)
     return 1 - len(np.unique(every)) / len(every), len(every)
+
+
+def looks(target: Target, x: Tensor, symmetries: bool) -> Tensor:
+    """x `[n, *event_shape]` as what distances are between, `[n, d]`: the `features`, or with `symmetries` what no symmetry
+
+    of a lattice changes, the amplitudes `a_o = sqrt( mean of |f_k|^2 over the momenta k of an orbit o )` of each channel,
+    `f_k = V^{-1/2} sum_s f(s) e^{-iks}`: translations, reflections, rotations and signs leave them alone. A model that is
+    trained on configurations moved at random (`train.augment`) may copy them in any position.
+    """
+    f = features(target, x)
+    if not symmetries or f.dim() == 2 or not isinstance(target, LatticeTarget):
+        return f.flatten(1)
+    power = torch.fft.fftn(f, dim=tuple(range(2, f.dim()))).abs().square().flatten(2) / target.lattice.volume
+    orbit = torch.from_numpy(target.lattice.displacement_orbits).flatten().to(f.device)
+    size = torch.bincount(orbit)
+    sums = power.new_zeros(*power.shape[:2], len(size)).index_add(2, orbit, power)
+    return (sums / size).sqrt().flatten(1)
 
 
 def nearness(model: Tensor, train: Iterable[Tensor], held: list[Tensor], seed: int) -> Nearness:
