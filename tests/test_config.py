@@ -183,3 +183,20 @@ def test_the_decks_that_come_with_the_code_are_good(path):
     deck = Deck.read(path)
     assert deck.name == path.stem
     assert deck.flow is None or build_flow(deck).event_shape == deck.target.event_shape
+
+
+def test_a_target_of_a_later_package_says_what_to_import():
+    """Of targets alone, before anything imports latticeflow.collider; afterwards the name is known."""
+    code = (
+        "from latticeflow.targets import targets\n"
+        "from latticeflow.errors import InputError\n"
+        "try:\n    targets.find('matrix_element')\n"
+        "except InputError as error:\n    print(error)\n"
+        "import latticeflow.collider\n"
+        "print(targets.find('matrix_element').__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "unknown target 'matrix_element'; it is known after `import latticeflow.collider`",
+        "MatrixElement",
+    ]

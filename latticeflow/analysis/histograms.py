@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -47,8 +48,7 @@ class Histogram:
         With `q_i ~ value_i / r_i`, the share of the draws, of the sum that this sampler has, and at most 1:
         `C_ij = (delta_ij q_i r_i^2 - q_i r_i q_j r_j) / n`, which has no negative eigenvalue; `n q_i` draws.
         """
-        r = self.weight
-        assert r is not None
+        r = cast(np.ndarray, self.weight)  # of histograms that have one
         q = value / r
         q *= min(1.0, float((self.value / r).sum())) / q.sum()
         plain = (np.diag(q * r**2) - np.outer(q * r, q * r)) / self.draws
