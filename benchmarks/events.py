@@ -7,7 +7,7 @@
 1. Six integrands: by flat points, the VEGAS grid of this package, its flow, the map of the `vegas` package, and MadNIS
    trained for the flow's CPU seconds (the last two where they are installed: extra `bench`). Printed are the relative
    standard deviation of the weights, error by linear propagation; the unweighting efficiency `<min(w, w_q)> / w_q`, w_q the
-   99.9 % quantile of all weights, zeros included, error by the jackknife over 32 blocks; the share of draws inside the cuts;
+   99.9 % quantile of all weights, zeros included, error by the jackknife over 32 blocks; the share of draws with a weight;
    the largest weight over the mean; the integral; CPU time a draw, integrand included. Bars: deviation and efficiency; at
    most 150 s of training; integrals of the camels within 2 sigma of exact, at each of their peaks half its share of the
    draws at least. Points a second with density, each at its best batch in float32: of the flow, of a small one (networks of
@@ -122,7 +122,7 @@ class Measured:
     def __str__(self) -> str:
         w, u = self.integral.weights, self.integral.unweighting
         kept = (
-            f"unweighting {bracket(u.efficiency, u.efficiency_error)}, inside {u.survival:.3f}"
+            f"unweighting {bracket(u.efficiency, u.efficiency_error)}, with a weight {u.survival:.3f}"
             if u
             else f"no unweighting ({self.integral.problem})"
         )

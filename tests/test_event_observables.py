@@ -44,8 +44,9 @@ def points(one: MatrixElement, n: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", list(TARGETS))
 def test_which_ones_exist(name):
     one = target(name)
-    assert [found.name for found in observables.of(one)] == EXIST[name].split()
-    left = set(observables.left_out(one))
+    mine = lambda names: [one for one in names if not one.startswith("test_")]  # noqa: E731 (other files' tests add theirs)
+    assert mine(found.name for found in observables.of(one)) == EXIST[name].split()
+    left = set(mine(observables.left_out(one)))
     assert left == set(" ".join(EXIST.values()).split()) - set(EXIST[name].split())
 
 
