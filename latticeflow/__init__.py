@@ -65,6 +65,7 @@ _HOME = {
     "analysis.compare": ["compare_run"],
     "analysis.curve": ["curve", "draw_nodes"],
     "analysis.curve_run": ["curve_run"],
+    "analysis.diagnose": ["diagnose_run"],
     "analysis.forward": ["forward_estimate", "forward_run"],
     "analysis.verify": ["verify_run"],
 }
