@@ -209,8 +209,8 @@ def _mean_weights(powers: np.ndarray) -> np.ndarray | None:
 
     The squared relative error of one bin's r is `nu = sum w^2 (w - r)^2 / (sum w^2)^2`, 0 for equal weights. With its median
     over draws by weight, `200 nu` bins in a row are taken; None where that is more than there are. Not chosen bin by bin: a
-    bin that lacks large weights by chance looks as if it were known well. Against a good sampler 6 and 8 % of p were below
-    0.05 for log-normal weights of standard deviation 2.9 and 7.3 (50,000 draws in 42 bins, 400 repeats or more), where each
+    bin that lacks large weights by chance looks as if it were known well. Against a good sampler 7 and 10 % of p were below
+    0.05 for log-normal weights of standard deviation 2.9 and 7.3 (50,000 draws in 42 bins, 400 repeats), where each
     bin's own variance has 20 to 80 %.
     """
     one, two, three, four = powers
