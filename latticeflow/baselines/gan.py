@@ -153,10 +153,12 @@ def gradient_norm(critic: Network, y: Tensor) -> Tensor:
 
 
 class GameSpec(ModelSpec):
-    """Settings of a game. On lattices `noise` fields of noise, on events as many numbers; `generator` and `critic`: their
+    """Settings of a game. `noise`: fields of noise on lattices, numbers on events. `generator`, `critic`: their `hidden`
 
-    `hidden` channels or widths; `filtered`: `FieldGenerator` starts from the data's spectrum. `sign`, `average`: `Game`;
-    `critic_steps`: moves of the critic before each of the generator.
+    channels or widths. `filtered`: `FieldGenerator` starts from the data's spectrum. `sign`, `average`: `Game`.
+    `critic_steps`: moves of the critic before each of the generator; train.steps counts the moves of both.
+
+    For [train] of games: betas = [0.5, 0.9], since the losses move while they are minimised; rates = { critic = 1.5 }.
     """
 
     noise: int = Field(2, ge=1)
