@@ -93,7 +93,13 @@ def reference(trained, tmp_path_factory) -> dict:
 
 def test_every_registered_sampler_has_a_row():
     own = {kind for kind, spec in samplers.classes.items() if spec.__module__.startswith("latticeflow.")}
-    others = {"heatbath", "pseudofermions", "vegas", "flat", "model"}  # of gauge fields, events, data: tests of their own
+    others = {
+        "heatbath",
+        "pseudofermions",
+        "vegas",
+        "flat",
+        "model",
+    }  # of gauge fields, events, data: tests of their own
     assert set(DRAWS) | others == own
 
 

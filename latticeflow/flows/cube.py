@@ -15,7 +15,6 @@ from ..transforms import grid
 from .base import WhiteNoise
 from .flow import Flow, Layer
 
-
 ALPHA = 0.2  # damping where a flow starts: 0.5 is better in few dimensions, and in 16 it can lose a peak
 
 

@@ -116,8 +116,8 @@ class TrainSettings(Spec):
         largest = self.window * max(b for _, b in schedule) / self.reuse
         if self.reuse > self.window or largest > LARGEST:
             raise InputError(
-                f"train.window = {self.window}, reuse = {self.reuse}: a pool of window * batch / reuse points; expected at least "
-                f"a batch (reuse <= window) and at most {LARGEST:,} points, found up to {largest:,.0f}"
+                f"train.window = {self.window}, reuse = {self.reuse}: a pool of window * batch / reuse points; expected at "
+                f"least a batch (reuse <= window) and at most {LARGEST:,} points, found up to {largest:,.0f}"
             )
         for settings in self.stages():  # raises
             if settings.objective in ("forward", "mixed") and settings.data is None:
