@@ -1,4 +1,5 @@
-# make demo: the main job in short form.  make test: the default test suite.  Both make .venv if there is none.
+# make demo: the main job in short form.  make baselines: the tables of docs/baselines.md (an hour).
+# make test: the default test suite.  All make .venv if there is none.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -7,7 +8,7 @@ DEVICE ?= cpu
 RUN    := runs/phi4_8x8_demo
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test test-long lint
+.PHONY: install demo baselines test test-long lint
 export OMP_NUM_THREADS ?= 1
 
 install: $(STAMP)
@@ -26,6 +27,9 @@ demo: $(STAMP)
 	$(BIN)/mpirun -n $(RANKS) $(BIN)/latticeflow sample $(RUN) --sampler hmc --draws 1000000 --device $(DEVICE)
 	$(BIN)/latticeflow compare $(RUN)
 	@echo "plots and page: $(RUN)/compare/compare.html"
+
+baselines: $(STAMP)
+	$(BIN)/python -m benchmarks.baselines
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
