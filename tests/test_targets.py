@@ -14,7 +14,8 @@ ALL = [pytest.param(t, id=f"{t.kind}-{t.shape}") for kind in SCALARS for t in TA
 
 def test_every_registered_target_has_a_row():
     hypercubes = {"camel", "matrix_element"}  # tests/test_hypercube.py and those of collider/
-    assert set(targets.classes) == set(TARGETS) | hypercubes
+    registered = {kind for kind in targets.classes if not kind.startswith("test_")}
+    assert registered == set(TARGETS) | hypercubes
 
 
 def brute_force_action(shape, m2, lam, phi):

@@ -161,7 +161,7 @@ def test_every_mode_has_the_same_means_and_dropping_overweights_has_not(run):
     target, exact = run.deck.target, second_moment()
     for mode in MODES:
         # at a quantile that low a third of the weight is above it
-        events = Events(ensemble, target, mode, quantile=0.7)
+        events = Events(ensemble, target, mode, quantile=0.7 if mode == "unweighted" else None)
         mean, error = estimate(events)
         # the chain's error by its tau_int, which is below 3 here
         assert abs(mean - exact) < 4 * error * (2.5 if mode == "metropolis" else 1), (
