@@ -1,4 +1,4 @@
-# make demo: the main job in short form.  make baselines: the tables of docs/baselines.md (an hour).
+# make demo: the main job in short form.  make baselines: the tables of docs/baselines.md (20 minutes).
 # make test: the default test suite.  All make .venv if there is none.
 PYTHON ?= python3
 VENV   ?= .venv
