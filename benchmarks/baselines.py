@@ -24,6 +24,7 @@ import torch
 
 from latticeflow.analysis.diagnose import Diagnoses, diagnose_run
 from latticeflow.baselines.autoencoders import LinearAutoencoder
+from latticeflow.baselines.base import models
 from latticeflow.baselines.pca import Pca
 from latticeflow.baselines.vae import Vae
 from latticeflow.config import Deck
@@ -34,7 +35,7 @@ from latticeflow.random import Purpose, stream
 from latticeflow.run import Run
 from latticeflow.statistics import bracket
 from latticeflow.targets import FreeField, Phi4, Target, targets
-from latticeflow.training import log
+from latticeflow.training import Configurations, log
 
 from .common import SOAP, Bars, one_thread
 
@@ -112,6 +113,17 @@ class Study:
         return run.path, spent
 
 
+def untrained(study: Study, model: dict, draws: int) -> str:
+    """chi2 of a generator before its first step: set from the data's two-point function, it need not learn this."""
+    data = Configurations(study.folder / "data/ensembles/hmc", study.target, 1, test_share=0.2)
+    game = models.parse(model).build(study.target, 1)
+    game.begin(list(data.walk()))
+    pieces = range(-(-draws // 1024))
+    x = torch.cat([game.sample(1024, stream(51, Purpose.DRAW, i)).flatten(1).double() for i in pieces])
+    chi2 = (x.sum(1).square() / x.shape[1]).numpy()
+    return bracket(chi2.mean(), chi2.std() / math.sqrt(len(chi2)))
+
+
 def summary(found: Diagnoses) -> None:
     """One line an ensemble, out of the whole table."""
     chi2 = found.reference.findings["chi2"]
@@ -168,6 +180,7 @@ def large(bars: Bars, args: argparse.Namespace) -> None:
     truth = found.reference.findings["chi2"]
     off: dict[str, float] = {}
     print(f"chi2 of HMC {truth.text}; of HMC in 1811.03533, in this field's units, {bracket(*PUBLISHED)}")
+    print(f"WGAN before its first step: chi2 {untrained(study, LARGE['wgan'][0], args.draws)}")
     for one in found.found:
         name, chi2 = one.member.run.path.name, one.findings["chi2"]
         if chi2.value is not None and truth.value is not None:
