@@ -115,34 +115,25 @@ class DefensiveFlow(Flow):
         like = self.base.like
         return uniform(rng, (n, 1 + self.event_shape[0]), dtype=like.dtype, device=like.device)
 
+    @property
+    def _inner(self) -> Flow:
+        """T alone, whose base has log-density 0: its log q is that of y, before the grid."""
+        return Flow(self.base, self.layers[:-1])
+
     def push(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        y = noise[:, 1:].clone()
+        y, inner = noise[:, 1:].clone(), self._inner
         by_grid = noise[:, 0] < self.share
-        log_det = torch.zeros(len(y), dtype=torch.float64, device=y.device)
-        y[~by_grid], log_det[~by_grid] = self._through(y[~by_grid])
-        log_det[by_grid] = -self._back(y[by_grid])[1]
-        x, by_edges = self.layers[-1](y)
-        return x, self._mixed(-log_det) - by_edges
-
-    def _through(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
-        for layer in self.layers[:-1]:
-            z, log_det = layer(z)
-            total = total + log_det
-        return z, total
-
-    def _back(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        total = torch.zeros(len(y), dtype=torch.float64, device=y.device)
-        for layer in reversed(self.layers[:-1]):
-            y, log_det = layer.inverse(y)
-            total = total + log_det
-        return y, total
-
-    def _mixed(self, log_flow: Tensor) -> Tensor:
-        """Log-density of y, before the grid, from that of the flow; the grid's is 0 there."""
-        ones = torch.full_like(log_flow, math.log(self.share))
-        return torch.logaddexp(math.log1p(-self.share) + log_flow, ones)
+        log_flow = torch.zeros(len(y), dtype=torch.float64, device=y.device)
+        y[~by_grid], log_flow[~by_grid] = inner.push(y[~by_grid])
+        log_flow[by_grid] = inner.log_prob(y[by_grid])
+        x, log_det = self.layers[-1](y)
+        return x, self._mixed(log_flow) - log_det
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y, by_edges = self.layers[-1].inverse(x)
-        return self._mixed(self._back(y)[1]) + by_edges
+        y, log_det = self.layers[-1].inverse(x)
+        return self._mixed(self._inner.log_prob(y)) + log_det
+
+    def _mixed(self, log_flow: Tensor) -> Tensor:
+        """Log-density of y from that of T; the grid's is 0 there."""
+        grid_alone = torch.full_like(log_flow, math.log(self.share))
+        return torch.logaddexp(math.log1p(-self.share) + log_flow, grid_alone)
