@@ -41,6 +41,7 @@ LAYERS = [
     {"pretrained"},
     {"production"},
     {"analysis"},
+    {"studies"},
     {"cli", "__main__", "__init__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -104,3 +105,11 @@ def test_help_loads_no_torch():
 def test_no_assert_in_the_package():
     for path in FILES:
         assert not any(isinstance(n, ast.Assert) for n in ast.walk(ast.parse(path.read_text()))), path
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name == "studies"], ids=lambda p: p.name)
+def test_studies_stand_on_the_public_interface(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module != "errors":
+            assert node.module is None, f"{path.name} looks into latticeflow.{node.module}"
+            assert {n.name for n in node.names} <= set(latticeflow.__all__)
