@@ -15,6 +15,7 @@ from latticeflow.flows import Split
 from latticeflow.flows.cube import CubeFlow, GridLayer
 from latticeflow.flows.spline import AutoregressiveSpline, Spline
 from latticeflow.lattice import Lattice
+from latticeflow.random import Purpose, stream
 from latticeflow.targets import Camel, Hypercube, Phi4
 from latticeflow.training import TrainSettings, evaluate, train
 from latticeflow.training import checkpoint as ckpt
@@ -136,6 +137,54 @@ def test_it_learns_the_camel(kind):
     found = evaluate(flow, target, 65536, seed=2)
     assert found.ess > 0.93 > 0.75 > before.ess
     assert abs(found.log_z - math.log(target.integral)) < 4 * found.log_z_error
+
+
+class OnePeak(Camel):
+    """The camel's lower peak alone."""
+
+    def log_integrand(self, u):
+        return torch.where(u.mean(1) < 0.5, super().log_integrand(u), -math.inf)
+
+
+def test_a_lost_peak_comes_back():
+    """A flow that has learned one of two peaks never sees the other again, unless the grid draws a share of its points."""
+    chosen = {
+        "batch": 256,
+        "window": 16,
+        "lr": 5e-3,
+        "order": 1.0,
+        "precision": "float32",
+        "evaluate_every": 10**9,
+    }
+    found = []
+    for share in (0.1, 0.0):
+        flow = AutoregressiveSpline(bins=8, hidden=(32,), iterations=0).build_for(Camel(dimensions=2), 1)
+        train(flow, OnePeak(dimensions=2, sigma=0.05), settings(steps=200, **chosen), seed=1)
+        target = Camel(dimensions=2, sigma=0.05)
+        train(flow, target, settings(steps=200, explore=share, **chosen), seed=2)
+        x, _ = flow.sample(50_000, stream(9, Purpose.DRAW))
+        found.append(float((x.mean(1) < 0.5).double().mean()))
+    assert abs(found[0] - 0.5) < 0.1
+    assert found[1] > 0.99  # control
+
+
+def test_explored_pools_are_weighted_by_their_own_density():
+    """Z and the divergence from the mixture's points are the flow's own; and not when q_old is said to be the flow."""
+    target, flow = (
+        Camel(dimensions=2),
+        scramble(SPEC.build_for(Camel(dimensions=2), 1), 3, scale=0.2).double(),
+    )
+    flow.start_on(target, 1)
+    n = 40_000
+    own = Pool.draw(flow, target, n, seed=1, step=0)
+    mixed = Pool.draw(flow, target, n, seed=2, step=0, explore=0.5)
+    assert not torch.allclose(mixed.log_q, flow.log_prob(mixed.x))
+    for order in (1.0, 2.0):
+        losses = [float(renyi(flow, pool, order, n)[1]) for pool in (own, mixed)]
+        false = Pool(mixed.x, mixed.log_w + mixed.log_q - flow.log_prob(mixed.x), flow.log_prob(mixed.x))
+        assert (
+            abs(losses[0] - losses[1]) < 0.06 < 0.2 < abs(losses[0] - float(renyi(flow, false, order, n)[1]))
+        )
 
 
 def test_it_learns_with_cuts_and_the_tail_follows_the_order():

@@ -60,7 +60,9 @@ class Configurations:
         self.ensemble, self.target, self.seed = Ensemble.open(path).snapshot(), target, seed
         self._check()
         self.keys = self.ensemble.blocks
-        self.thin = auto_thin(self.ensemble, target) if thin == "auto" and self.keys else int(thin)
+        if not self.keys:
+            raise InputError(f"{path} holds no configuration to learn from; draw some")
+        self.thin = auto_thin(self.ensemble, target) if thin == "auto" else int(thin)
         rows = self._entries(self.thin) if self.ensemble.weighted else self._steps(self.thin)
         self._rows, self._held = self._split(rows, test_share)
         self._require_some("holds")
@@ -89,7 +91,7 @@ class Configurations:
 
     def _split(self, rows: list[np.ndarray], share: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """`rows` of the chains that stay, and of those that are held out."""
-        if not share or not self.keys:
+        if not share:
             return rows, [one[:0] for one in rows]
         chosen = held_out(self.ensemble, share, self.seed)
         out = [np.isin(units(self.ensemble, key)[one], chosen) for key, one in zip(self.keys, rows)]

@@ -13,10 +13,11 @@ Points come from q_old, the flow as it was when they were drawn, with `w_old = f
 
     < w^alpha >_q = < w_old r^(alpha - 1) >_old,    r = p / q,    gradient  - (alpha - 1) < w_old r^(alpha - 1) d log q >_old
 
-exact for any q_old that covers p, so that a point whose integrand was dear is used in several steps. Z is the mean of the
-pool's weights; points of weight zero count there and are not used again. Means are over the weights of the batch, `sum
-w_old r^(alpha - 1) / sum w_old`, so that the estimate goes over into that of order 1 without a jump. The coefficient `r` is
-cut at `CUT` where it is a factor: a point the flow has all but lost counts for that much.
+exact for any q_old that covers p, so that a point whose integrand was dear is used in several steps. On the unit cube q_old
+has a share of the flow's VEGAS grid in it (`TrainSettings.explore`). Z is the mean of the pool's weights; points of weight
+zero count there and are not used again. Means are over the weights of the batch, `sum w_old r^(alpha - 1) / sum w_old`, so
+that the estimate goes over into that of order 1 without a jump. The coefficient `r` is cut at `CUT` where it is a factor: a
+point the flow has all but lost counts for that much.
 """
 
 import math
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from ..errors import NumericalError
 from ..flows import Flow
+from ..flows.cube import CubeFlow
 from ..precision import double
 from ..random import Purpose, stream
 from ..targets import Target
@@ -51,13 +53,23 @@ class Pool:
     @classmethod
     @torch.no_grad()
     def draw(
-        cls, flow: Flow, target: Target, n: int, *, seed: int, step: int, group: Group = ALONE
+        cls,
+        flow: Flow,
+        target: Target,
+        n: int,
+        *,
+        seed: int,
+        step: int,
+        group: Group = ALONE,
+        explore: float = 0.0,
     ) -> "Pool":
         """Of n points of the flow as it is those with f > 0. Piece j of 4,096 has the stream (seed, TRAIN, step, j), on rank
-        j % size.
+        j % size. `explore`: on the unit cube q_old is the mixture of the flow with this share of its grid (`defended`).
 
         Raises `NumericalError` where there is none, and where f is NaN or infinite.
         """
+        if explore and isinstance(flow, CubeFlow):
+            flow = flow.defended(explore)
         like = flow.base.like
         x = torch.zeros(n, *flow.event_shape, dtype=like.dtype, device=like.device)
         log_w, log_q = (torch.zeros(n, dtype=torch.float64, device=like.device) for _ in range(2))

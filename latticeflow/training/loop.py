@@ -293,6 +293,7 @@ class _Training:
                 seed=self.seed,
                 step=self.done,
                 group=self.group,
+                explore=settings.explore,
             )
         rows = self.pool.rows(self.done, batch, part, self.seed)
         surrogate, value = renyi(self.flow, rows, settings.order_at(self.own_steps), batch, self.group.sum)

@@ -42,7 +42,9 @@ class TrainSettings(Spec):
     "importance": Renyi divergences by importance sampling (`training/importance.py`), which is what flows on the unit cube
     are trained by: no derivative of the integrand, and cuts do no harm. `order` of the divergence: a number, or
     `[[fraction, order], ...]`, straight lines between; 1 is the forward KL divergence, 2 the variance of the weights, more
-    looks at their tail. Every `window` steps points are drawn, as many as have each of them used `reuse` times on average.
+    looks at their tail. Every `window` steps points are drawn, as many as have each of them used `reuse` times on average;
+    of a flow on the unit cube the share `explore` of them by its VEGAS grid alone, so that what the flow has lost it sees
+    again: without, an early pool whose weight a few points hold can make it lose a peak for good.
 
     `stage`: a plan, walked in order (`training/stages.py`). Each stage is a table of these keys, but for `precision`,
     `threads`, `compile` and `keep`; what it does not say is said here (`steps` need not be, where every stage has its own).
@@ -64,6 +66,7 @@ class TrainSettings(Spec):
     order: float | tuple[tuple[float, float], ...] = ((0.0, 1.0), (0.2, 1.0), (0.3, 2.0), (0.9, 4.0))
     window: int = Field(32, ge=1)
     reuse: float = Field(2.0, gt=0)
+    explore: float = Field(0.2, ge=0, lt=1)
     thin: PositiveInt | Literal["auto"] = 1
     test_share: float = Field(0.0, ge=0, lt=1)
     augment: bool = True
