@@ -121,6 +121,13 @@ def test_auto_says_where_chains_are_too_short(tmp_path):
         Configurations(tmp_path / "e", FREE, 3, thin="auto", augment=False)
 
 
+@pytest.mark.parametrize("thin", ["auto", 1])
+def test_an_ensemble_without_a_block_is_named(tmp_path, thin):
+    store_chains(tmp_path / "e", blocks=0)
+    with pytest.raises(InputError, match="holds no configuration to learn from"):
+        Configurations(tmp_path / "e", FREE, 3, thin=thin, test_share=0.2)
+
+
 def test_walks_pass_every_configuration_once_and_augment_anew(tmp_path):
     ensemble = store_chains(tmp_path / "e", steps=8)
     whole, _ = chains_of(ensemble)

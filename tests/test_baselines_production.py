@@ -259,6 +259,8 @@ def test_exact_corrections_are_refused_with_the_reason(place, tmp_path):
     with pytest.raises(InputError, match=reason):
         export_run(place / "run", tmp_path / "x.npz", sampler="model")
     with pytest.raises(InputError, match=reason):
+        export_run(place / "run", tmp_path / "x.json.gz", sampler="model")
+    with pytest.raises(InputError, match=reason):
         Events(ensemble, FREE)
     with pytest.raises(InputError, match="are near the target's and not of it"):
         Configurations(ensemble.path, FREE, 3)
@@ -299,6 +301,8 @@ def test_bad_decks_are_named(place):
     refused("unknown model 'gam'", model={"kind": "gam"})
     refused("latent: missing", model={"kind": "autoencoder"})
     refused("objective", train={**train, "objective": "forward"})  # of flows
+    for key, kind in (("hidden", "vae"), ("critic", "wgan"), ("generator", "gan")):
+        refused(f"{key}.*greater than 0", model={"kind": kind, key: [0]})
     refused(r"expected two numbers in \[0, 1\)", train={**train, "betas": [0.9, 1.0]})
 
 

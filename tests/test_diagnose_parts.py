@@ -9,7 +9,7 @@ from scipy import stats
 from tables import rng
 
 from latticeflow.analysis.diagnose_classifier import classify
-from latticeflow.analysis.diagnose_draws import Draws, fingerprints
+from latticeflow.analysis.diagnose_draws import Draws, apart, fingerprints
 from latticeflow.analysis.diagnose_memory import looks, nearness
 from latticeflow.analysis.diagnose_modes import Shares, agreement, missing
 from latticeflow.analysis.diagnose_profile import Profile, f_probability
@@ -79,6 +79,19 @@ def test_classifier_of_one_distribution_finds_nothing():
 def test_too_few_for_a_classifier():
     with pytest.raises(StatisticsError, match="12 configurations in a half"):
         classify(FIELD, some(FIELD.sample(100, rng(7))), some(FIELD.sample(24, rng(8))), seed=1)
+
+
+@pytest.mark.parametrize("a", [0.0, 0.3, 0.9, 0.99])
+def test_draws_are_taken_so_far_apart_that_errors_hold(a):
+    """AR(1): `tau_int = (1 + a) / (2 (1 - a))`. The error of n draws every t-th step, taken for independent, is too small by
+
+    `sqrt((1 + a^t) / (1 - a^t))`: by 5 % at most, and t is no longer than that needs. Every (2 tau)-th would be 14 % off.
+    """
+    t = apart(0.5 * (1 + a) / (1 - a))
+    off = math.sqrt((1 + a**t) / (1 - a**t)) - 1
+    assert 0 <= off < 0.05
+    assert t == 1 or a ** (t - 1) > 0.02
+    assert apart(0.4) == 1  # alternating chains
 
 
 def profile_of(generator, bins, mixing):

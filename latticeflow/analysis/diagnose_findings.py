@@ -1,6 +1,6 @@
 """What an ensemble is like beside a reference: one finding for each diagnostic, with how many sigma it is off."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -259,10 +259,21 @@ def _nearness(member: Member, reference: Member, seed: int) -> Nearness:
         return looks(target, x, train.augment)
 
     if train.test_share:
-        held = [flat(x) for x in data.held_out().walk()]
+        held: Iterable[Tensor] = _Looks(data.held_out(), flat)
     elif data.ensemble.identity != reference.series.ensemble.identity:
         held = [flat(reference.draws.x)]
     else:
         raise StatisticsError("training held out no chain, and the reference is what was trained on")
     x = member.draws.x[:NEIGHBOURS]
-    return nearness(flat(x[distinct(x)]), (flat(one) for one in data.walk()), held, seed)
+    return nearness(flat(x[distinct(x)]), _Looks(data, flat), held, seed)
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """Stored configurations as `flat` shows them, a block at a time, as often as they are walked."""
+
+    data: Configurations
+    flat: Callable[[Tensor], Tensor]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self.flat, self.data.walk())

@@ -76,8 +76,8 @@ def looks(target: Target, x: Tensor, symmetries: bool) -> Tensor:
     return (sums / size).sqrt().flatten(1)
 
 
-def nearness(model: Tensor, train: Iterable[Tensor], held: list[Tensor], seed: int) -> Nearness:
-    """Of draws `[n, d]`, with training configurations in pieces `[*, d]`, walked once, and held-out ones.
+def nearness(model: Tensor, train: Iterable[Tensor], held: Iterable[Tensor], seed: int) -> Nearness:
+    """Of draws `[n, d]`, with training configurations in pieces `[*, d]`, walked once, and held-out ones, walked twice.
 
     `d(x, T) = min_{t in T} |x - t|`. The ratio of medians is below 1 for a model that copies, but also for one whose draws
     are too smooth. So there is a second number, which only copying moves (the idea is that of Meehan, Chaudhuri and
@@ -86,12 +86,11 @@ def nearness(model: Tensor, train: Iterable[Tensor], held: list[Tensor], seed: i
     that is a matter of labels: with w_p the share of the draws whose nearest is p, `sigma^2 = c (1 - c) sum_p w_p^2`.
     It needs training configurations that are independent (`train.thin = "auto"`). Memory: of one piece.
     """
-    others = torch.cat(held)
-    some = others[torch.linspace(0, len(others) - 1, min(HELD, len(others))).round().long()]
+    far, other, count = _nearest(model, held)
+    some = _rows(held, torch.linspace(0, count - 1, min(HELD, count)).round().long())
     distance, at, size = _nearest(torch.cat([model, some]), train)
     near, of_held, at = distance[: len(model)], distance[len(model) :], at[: len(model)]
-    far, other, _ = _nearest(model, [others])
-    chance = size / (size + len(others))
+    chance = size / (size + count)
     nearest = np.where(near < far, at, size + other)
     w = np.unique(nearest, return_counts=True)[1] / len(nearest)
     error = float(np.sqrt(chance * (1 - chance) * np.square(w).sum()))
@@ -108,6 +107,15 @@ def _median_ratio(a: np.ndarray, b: np.ndarray) -> float:
 
 def _again(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return x[rng.integers(len(x), size=len(x))]
+
+
+def _rows(pieces: Iterable[Tensor], at: Tensor) -> Tensor:
+    """The rows of these ascending numbers, of all pieces in a row."""
+    found, first = [], 0
+    for piece in pieces:
+        found.append(piece[at[(at >= first) & (at < first + len(piece))] - first])
+        first += len(piece)
+    return torch.cat(found)
 
 
 def _nearest(x: Tensor, pieces: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray, int]:

@@ -61,8 +61,9 @@ def export_run(
     colours, weights (`export_events.EventColumns`).
 
     Raises `InputError` for another suffix, a file that exists, an ensemble that is empty or missing, proposals as
-    pyerrors' Obs, no pyerrors, `events`, `quantile` or `maximum` where they have no meaning, other fields in NERSC's format,
-    and what `write_events` raises; `WriteFailed` where the disk refuses, and nothing is left.
+    pyerrors' Obs, draws of a model unless as `proposals`, no pyerrors, `events`, `quantile` or `maximum` where they have no
+    meaning, other fields in NERSC's format, and what `write_events` raises; `WriteFailed` where the disk refuses, and
+    nothing is left.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     out = Path(out)
@@ -180,6 +181,7 @@ _WRITERS: dict[str, Callable[[Path, Columns, About], None]] = {
 
 def _obs(run: Run, ensemble: Ensemble, description: dict) -> str:
     """pyerrors' JSON of one list of Obs."""
+    ensemble.require_exact("pyerrors' Obs (compare prints the estimates, marked as approximate)")
     import pyerrors
     from pyerrors.input.json import create_json_string
 

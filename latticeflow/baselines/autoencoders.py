@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from ..errors import InputError, NumericalError
@@ -137,7 +137,7 @@ class AutoencoderSpec(ModelSpec):
     """`latent`: numbers between encoder and decoder; `hidden`: channels of the convolutions, widths on events."""
 
     latent: int = Field(ge=1)
-    hidden: tuple[int, ...] = (16, 32)
+    hidden: tuple[PositiveInt, ...] = (16, 32)
 
 
 @models.add("linear_autoencoder")

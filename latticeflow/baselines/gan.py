@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -162,8 +162,8 @@ class GameSpec(ModelSpec):
     """
 
     noise: int = Field(2, ge=1)
-    generator: tuple[int, ...] = (8, 8)
-    critic: tuple[int, ...] = (16, 32, 32)
+    generator: tuple[PositiveInt, ...] = (8, 8)
+    critic: tuple[PositiveInt, ...] = (16, 32, 32)
     filtered: bool = True
     sign: bool = False
     average: float = Field(0.995, ge=0, lt=1)
