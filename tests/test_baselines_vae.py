@@ -8,6 +8,7 @@ import torch
 from baseline_data import FREE, train_on
 from tables import rng
 
+from latticeflow.baselines import models
 from latticeflow.baselines.vae import Vae
 from latticeflow.errors import InputError
 from latticeflow.targets import Camel, FreeField, Wilson
@@ -21,20 +22,48 @@ def log_gaussian(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.
     return -0.5 * (np.einsum("ni,ni->n", centred, np.linalg.solve(covariance, centred.T).T) + log_det)
 
 
-def exact_log_prob(model: Vae, x: torch.Tensor) -> np.ndarray:
-    """log p(x) of a linear VAE: `y = W z + b + s n`, y = (x - mean) / scale, is Gaussian (probabilistic PCA)."""
+def orbits_4x4() -> np.ndarray:
+    """The orbit of each momentum 2 pi n / 4, `[4, 4]`: n folded and sorted, numbered in lexicographic order."""
+    folded = [tuple(sorted((min(a, 4 - a), min(b, 4 - b)))) for a in range(4) for b in range(4)]
+    return np.array([sorted(set(folded)).index(n) for n in folded]).reshape(4, 4)
+
+
+def gaussian_of(model: Vae) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of x of a linear VAE on 4x4: `y = W z + b + s n`, y = (x - mean) / scale, is Gaussian.
+
+    With white noise it is probabilistic PCA; with a spectrum the noise is diagonal in plane waves.
+    """
     w, b = (p.detach().numpy() for p in model.decoder[0].parameters())
-    s2 = float(model.log_variance.detach().exp())
+    s2 = model.log_variance.detach().exp().numpy()
+    power = s2[0][orbits_4x4()].ravel() if model.spectral else np.full(16, s2.item())
+    waves = np.exp(2j * np.pi * np.outer(np.arange(4), np.arange(4)) / 4) / 2
+    waves = np.kron(waves, waves)
+    noise = (waves @ np.diag(power) @ waves.conj().T).real
     mean, scale = model.mean.numpy().ravel(), model.scale.numpy().ravel()
-    covariance = np.diag(scale) @ (w @ w.T + s2 * np.eye(len(w))) @ np.diag(scale)
-    return log_gaussian(x.flatten(1).numpy(), mean + scale * b, covariance)
+    return mean + scale * b, np.diag(scale) @ (w @ w.T + noise) @ np.diag(scale)
 
 
-@pytest.fixture(scope="module")
-def linear():
+def exact_log_prob(model: Vae, x: torch.Tensor) -> np.ndarray:
+    """log p(x) of a linear VAE."""
+    return log_gaussian(x.flatten(1).numpy(), *gaussian_of(model))
+
+
+class Coloured(Vae):
+    """With a noise that lacks low momenta and stays as it is, so that there is something left for latent numbers."""
+
+    def begin(self, data) -> None:
+        super().begin(data)
+        with torch.no_grad():
+            self.log_variance.sub_(torch.linspace(1.5, 0.3, 6)).requires_grad_(False)
+
+
+@pytest.fixture(scope="module", params=["white", "spectrum"])
+def linear(request):
     """A linear VAE of a free field, trained for a while: its encoder is near the posterior and not at it."""
     x = FREE.sample(2048, rng(111))
-    return train_on(x, Vae(FREE, 5, (), 1.0, rng(112)), 60, 0.02, batch=256)
+    if request.param == "white":
+        return train_on(x, Vae(FREE, 5, (), 1.0, rng(112)), 60, 0.02, batch=256)
+    return train_on(x, Coloured(FREE, 5, (), 1.0, rng(112), "spectrum"), 60, 0.02, batch=256)
 
 
 def test_bounds_of_a_linear_vae_rise_with_k_to_the_closed_form(linear):
@@ -63,10 +92,50 @@ def test_a_bound_without_the_latent_prior_is_caught(linear):
     with torch.no_grad():
         y = linear.inward(x)
         mean, _ = linear.posterior(y)
-        d = (y - linear.decoder(mean)).flatten(1)
-        s2 = float(linear.log_variance.exp())
-        wrong = -0.5 * (d.square() / s2 + math.log(2 * math.pi * s2)).sum(1) + linear.log_det(x)
-    assert (wrong.numpy() - exact_log_prob(linear, x)).mean() > 1
+        d = (y - linear.decoder(mean)).numpy()[:, 0]
+        s2 = linear.log_variance.exp().numpy().ravel()
+        power = s2[orbits_4x4()] if linear.spectral else s2
+        seen = np.abs(np.fft.fft2(d, norm="ortho")) ** 2
+        wrong = -0.5 * (seen / power + np.log(2 * np.pi * power)).sum((1, 2)) + linear.log_det(x).numpy()
+    assert (wrong - exact_log_prob(linear, x)).mean() > 1
+
+
+def test_draws_of_a_linear_vae_have_its_covariance(linear):
+    """Entry by entry of 20,000 draws; the other noise of the same total variance would not pass."""
+    n = 20_000
+    found = np.cov(linear.sample(n, rng(154)).flatten(1).numpy().T)
+    _, wanted = gaussian_of(linear)
+    error = np.sqrt((np.outer(wanted.diagonal(), wanted.diagonal()) + wanted**2) / n)
+    assert np.abs((found - wanted) / error).max() < 5
+    assert np.abs((found - wanted.trace() / 16 * np.eye(16)) / error).max() > 20
+
+
+def test_a_spectrum_starts_at_the_datas_power_and_finds_the_free_field():
+    """s^2(k) before the first step is `<|y_k|^2>` by orbit; after training the spectrum of draws is `1 / (2 (khat^2 + m2))`
+
+    to its errors, and the density is the exact one's to 0.05. White noise with the same two latent numbers has
+    neither.
+    """
+    x = FREE.sample(8192, rng(155))
+    start = Vae(FREE, 2, (4,), 1.0, rng(156), "spectrum").double()
+    start.begin([x[:3000], x[3000:]])
+    y, orbit = (x - x.mean()).numpy() / x.std(correction=0).item(), orbits_4x4()
+    seen = (np.abs(np.fft.fft2(y, norm="ortho")) ** 2).mean(0)
+    wanted = [seen[orbit == o].mean() for o in range(6)]
+    np.testing.assert_allclose(start.log_variance.detach().exp().numpy()[0], wanted, rtol=1e-10)
+
+    held = FREE.sample(1024, rng(157))
+    log_p = FREE.log_prob(held) - FREE.log_z
+    n, pulls, below = 20_000, {}, {}
+    for noise in ("white", "spectrum"):
+        model = train_on(x, Vae(FREE, 2, (4,), 1.0, rng(156), noise), 250, 0.01, batch=128)
+        drawn = np.abs(np.fft.fft2(model.sample(n, rng(158)).numpy(), norm="ortho")) ** 2
+        error = np.hypot(drawn.std(0) / math.sqrt(n), FREE.spectrum / math.sqrt(len(x) / 2))
+        pulls[noise] = np.abs(drawn.mean(0) - FREE.spectrum) / error
+        gap = (log_p - model.log_q(held, rng(159), 32)[0]).numpy()
+        below[noise] = gap.mean(), gap.std() / math.sqrt(len(gap))
+    assert pulls["spectrum"].max() < 4 and pulls["white"].max() > 10, pulls
+    assert -3 * below["spectrum"][1] < below["spectrum"][0] < 0.05 and below["white"][0] > 0.3, below
 
 
 def test_log_q_and_its_error(linear):
@@ -158,3 +227,16 @@ def test_angles_have_no_bound():
     with pytest.raises(InputError, match="no bound"):
         model.elbo(x, rng(153))
     assert "elbo" not in model.report(x, rng(153))
+
+
+def test_a_spectrum_of_angles_has_one_for_each_channel():
+    target = Wilson(shape=(4, 4), group="u1", beta=2.0)
+    model = models.parse({"kind": "vae", "latent": 4, "hidden": [8], "noise": "spectrum"}).build(target, 1)
+    assert model.log_variance.shape == (4, 6)
+    model.begin([model.sample(30, rng(160))])
+    assert float(model.log_variance.detach().std()) > 0 and model.sample(3, rng(161)).shape == (3, 2, 4, 4)
+
+
+def test_events_have_no_spectrum():
+    with pytest.raises(InputError, match="has no momenta; expected 'white'"):
+        Vae(Camel(dimensions=2), 1, (6,), 1.0, rng(162), "spectrum")
