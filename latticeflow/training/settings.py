@@ -66,7 +66,7 @@ class TrainSettings(Spec):
     order: float | tuple[tuple[float, float], ...] = ((0.0, 1.0), (0.2, 1.0), (0.3, 2.0), (0.9, 4.0))
     window: int = Field(32, ge=1)
     reuse: float = Field(2.0, gt=0)
-    explore: float = Field(0.2, ge=0, lt=1)
+    explore: float = Field(0.1, ge=0, lt=1)
     thin: PositiveInt | Literal["auto"] = 1
     test_share: float = Field(0.0, ge=0, lt=1)
     augment: bool = True
