@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_processes import events
 
-from latticeflow.collider import Cuts, MatrixElement, jets, kinematics
+from latticeflow.collider import Cuts, MatrixElement, jets, kinematics, process, processes
 from latticeflow.errors import InputError
 
 ENERGY = 91.2
@@ -278,7 +278,6 @@ def test_cuts_that_kill_everything_are_named():
 
 
 def test_momenta_of_a_bad_matrix_element_are_named():
-    from latticeflow.collider import process, processes
     from latticeflow.errors import NumericalError
 
     try:
@@ -331,3 +330,20 @@ def test_a_pole_that_nothing_cuts_is_named():
     with pytest.raises(NumericalError, match="= nan in 1 of 3") as found:
         target._squared(replace(event, p=p))
     assert "parallel" not in str(found.value)
+
+
+def test_a_scale_of_ones_own():
+    """`process(scale=)` replaces the mass of the system, and is called with the same momenta."""
+
+    def pt(p):
+        return p[:, 2, 1:3].norm(dim=1)
+
+    for name, scale in (("test_scaled", pt), ("test_unscaled", None)):
+
+        @process(name, incoming=(11, -11), outgoing=(13, -13), scale=scale)
+        def one(p):
+            return torch.ones_like(p[:, 0, 0])
+
+    p = torch.tensor([[[5.0, 0, 0, 5], [5, 0, 0, -5], [5, 3, 0, 4], [5, -3, 0, -4]]])
+    assert processes.parse("test_scaled").scale(p).tolist() == [3.0]
+    assert processes.parse("test_unscaled").scale(p).tolist() == [10.0]

@@ -72,7 +72,11 @@ processes: Registry[Process] = Registry("process")
 
 
 def process(
-    kind: str, incoming: tuple[int, ...], outgoing: tuple[int, ...], masses: tuple[float, ...] | None = None
+    kind: str,
+    incoming: tuple[int, ...],
+    outgoing: tuple[int, ...],
+    masses: tuple[float, ...] | None = None,
+    scale: Callable[[Tensor], Tensor] | None = None,
 ) -> Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Tensor]]:
     """Make a function `|M|^2(p)` the process called `kind`, which decks then know.
 
@@ -86,7 +90,7 @@ def process(
 
         main()
 
-    The function stays what it is. A deck is data and runs no code, so the script that holds the function starts the
+    The function stays what it is; `scale` is `Process.scale`, where another than the mass of the system is meant. A deck is data and runs no code, so the script that holds the function starts the
     commands: it ends with `latticeflow.cli.main()`, and `python script.py sample RUN` is then `latticeflow sample RUN`.
     The deck says
 
@@ -116,6 +120,8 @@ def process(
             "incoming": incoming,
             "outgoing": outgoing,
         }
+        if scale is not None:
+            body["scale"] = lambda self, p: scale(p)
         cls = types.new_class(f"Process_{kind}", (Process,), {}, lambda namespace: namespace.update(body))
         processes.add(kind)(cls)
         return function
