@@ -345,5 +345,5 @@ def test_a_scale_of_ones_own():
             return torch.ones_like(p[:, 0, 0])
 
     p = torch.tensor([[[5.0, 0, 0, 5], [5, 0, 0, -5], [5, 3, 0, 4], [5, -3, 0, -4]]])
-    assert processes.parse("test_scaled").scale(p).tolist() == [3.0]
-    assert processes.parse("test_unscaled").scale(p).tolist() == [10.0]
+    assert processes.parse({"kind": "test_scaled"}).scale(p).tolist() == [3.0]
+    assert processes.parse({"kind": "test_unscaled"}).scale(p).tolist() == [10.0]

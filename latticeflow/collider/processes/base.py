@@ -90,8 +90,9 @@ def process(
 
         main()
 
-    The function stays what it is; `scale` is `Process.scale`, where another than the mass of the system is meant. A deck is data and runs no code, so the script that holds the function starts the
-    commands: it ends with `latticeflow.cli.main()`, and `python script.py sample RUN` is then `latticeflow sample RUN`.
+    The function stays what it is; `scale` is `Process.scale`, where another than the mass of the system is meant. A deck
+    is data and runs no code, so the script that holds the function starts the commands: it ends with
+    `latticeflow.cli.main()`, and `python script.py sample RUN` is then `latticeflow sample RUN`.
     The deck says
 
         [target]
