@@ -1,5 +1,6 @@
 """Are all modes there? The two wells of a scalar field, the peaks of `Camel`, the topological sectors of a gauge field."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,13 +99,25 @@ def _size(indicator: np.ndarray, p: float) -> float:
 def missing(model: Shares, reference: Shares) -> tuple[np.ndarray, float, float]:
     """Modes of the reference, with `SEEN` or more of it, that the model never visits: their labels, share of the reference,
 
-    and the probability `(1 - share)^n` that n draws of the reference would have missed them, too.
+    and the probability that n draws of the reference's distribution would miss as much, too.
+
+    If both are of one distribution and c of the n + m draws are in a mode, they are all among the reference's m with
+    probability `P(c) = m! (n + m - c)! / ((m - c)! (n + m)!)`, about (m / (n + m))^c. Of K modes the one with the largest c
+    decides, by `1 - (1 - P(c))^K`: that some rare one of many is missing is no surprise.
     """
-    absent = np.array(
-        [p >= SEEN and not model.of(label) for label, p in zip(reference.labels, reference.share)]
-    )
+    n, m = model.size, reference.size
+    seen = reference.share >= SEEN
+    absent = seen & np.array([not model.of(label) for label in reference.labels])
     share = float(reference.share[absent].sum())
-    return reference.labels[absent], share, float((1 - share) ** model.size)
+    if not absent.any():
+        return reference.labels[absent], share, 1.0
+    c = m * float(reference.share[absent].max())
+    log_p = math.lgamma(m + 1) - math.lgamma(m - c + 1) + math.lgamma(n + m - c + 1) - math.lgamma(n + m + 1)
+    return (
+        reference.labels[absent],
+        share,
+        -math.expm1(int(seen.sum()) * math.log1p(-min(math.exp(log_p), 1 - 1e-16))),
+    )
 
 
 def agreement(model: Shares, reference: Shares) -> tuple[float, int, float]:
