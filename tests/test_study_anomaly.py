@@ -16,7 +16,16 @@ from latticeflow.baselines.pca import Pca
 from latticeflow.errors import InputError
 from latticeflow.samplers.base import Draws
 from latticeflow.store import Ensemble
-from latticeflow.studies.anomaly import detect, evaluate, likelihood_ratio, plot, roc, samples, two_sided
+from latticeflow.studies.anomaly import (
+    averaged,
+    detect,
+    evaluate,
+    likelihood_ratio,
+    plot,
+    roc,
+    samples,
+    two_sided,
+)
 from latticeflow.targets import Camel, FreeField
 
 torch.set_num_threads(1)
@@ -162,6 +171,23 @@ def test_two_sided_sees_what_is_better_reconstructed():
     found = detect(both, normal[:, None], anomalous[:, None])
     assert abs(found["one"].sigma) < 3.5
     assert abs(found["two"].auc - 2 / math.pi * math.atan(3)) < 4 * found["two"].error
+
+
+def test_averaged_sees_both_wells():
+    """Of x ~ N(0, 1), anomalies N(0, s), and a score max(x, 0)^2 that is blind in one well: with A = (2 / pi) arctan(s), the
+
+    score has A / 4 (both above 0), + 1/4 (the anomaly alone), + 1/8 (a tie); averaged over x -> -x it has A.
+    """
+    normal, anomalous = (
+        torch.from_numpy(s * rng(715, i).normal(size=(4000, 1, 1))) for i, s in enumerate((1.0, 3.0))
+    )
+    blind = lambda x: x.flatten().clamp(min=0).square()  # noqa: E731
+    seeing = averaged(blind, [lambda x: x, lambda x: -x])
+    found = detect({"blind": blind, "seeing": seeing}, normal, anomalous)
+    exact = 2 / math.pi * math.atan(3)
+    assert abs(found["blind"].auc - (exact / 4 + 3 / 8)) < 4 * found["blind"].error
+    assert abs(found["seeing"].auc - exact) < 4 * found["seeing"].error
+    assert torch.equal(seeing(normal), seeing(-normal)) and not torch.equal(blind(normal), blind(-normal))
 
 
 def test_nothing_beats_the_likelihood_ratio():

@@ -11,7 +11,7 @@ which is known here, as targets are.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,6 +134,15 @@ def two_sided(score: Score, x: Tensor) -> Score:
     """
     middle = float(np.median(evaluate(score, x[:, None])))
     return lambda y: (score(y) - middle).abs()
+
+
+def averaged(score: Score, moves: Sequence[Callable[[Tensor], Tensor]]) -> Score:
+    """`(1 / |G|) sum_g s(g x)`, `moves` being the elements of a finite group G, the identity among them.
+
+    A symmetry of both kinds of configurations tells nothing about which is which; a trained score that is not invariant,
+    as where a network has learned to reconstruct one well of two, is better averaged.
+    """
+    return lambda x: torch.stack([score(move(x)) for move in moves]).mean(0)
 
 
 def likelihood_ratio(normal: Target, anomalous: Target) -> Score:
