@@ -63,7 +63,6 @@ parser.add_argument("--folder", type=Path, default=Path("runs/studies/anomaly"))
 parser.add_argument("--scale", type=float, default=1.0, help="factor of all training steps")
 
 MEAN, BOTH = ", averaged", ", two-sided"  # what is added to a score's name
-SAME = (lambda x: x,)
 SIGNS = (lambda x: x, lambda x: -x)  # a symmetry of both phases, so that a score should not depend on it
 SHARE = 0.1  # of the chains (of events of the blocks) that are held out of training: for the losses that are printed
 PARTS_OF_DATA = ("train", "test", "again")
@@ -147,18 +146,15 @@ class Study:
         return Configurations(path, self.kinds[name].target, 1, thin, False, SHARE).draw(0, 2048, range(2048))
 
     def scores(
-        self, name: str, plain: dict[str, Score], tables: dict[str, tuple], settings: dict, moves=SAME
+        self, name: str, plain: dict[str, Score], tables: dict[str, tuple], settings: dict, moves: tuple = ()
     ) -> dict[str, Score]:
-        """Reconstruction errors of all models, trained on the kind `name`, and `plain` scores; of all the averages over
-        `moves`, and those two-sided."""
+        """Reconstruction errors of all models, trained on the kind `name`, and `plain` scores; with `moves` the averages over
+        them; two-sided ones of these."""
         found = {key: self.trained(name, *table, settings).error for key, table in tables.items()} | plain
         seen = self.seen(name, settings)
-        mean = {key + MEAN: averaged(score, moves) for key, score in found.items()}
-        return (
-            found
-            | mean
-            | {key.removesuffix(MEAN) + BOTH: two_sided(score, seen) for key, score in mean.items()}
-        )
+        mean = {key: averaged(score, moves) for key, score in found.items()} if moves else found
+        two = {key + BOTH: two_sided(score, seen) for key, score in mean.items()}
+        return found | ({key + MEAN: score for key, score in mean.items()} if moves else {}) | two
 
     def compare(self, scores: dict[str, Score], normal: str, other: str) -> dict[str, Roc]:
         ratio = likelihood_ratio(self.kinds[normal].target, self.kinds[other].target)
@@ -171,13 +167,15 @@ class Study:
 
 
 def table(title: str, found: dict[str, Roc], control: dict[str, Roc]) -> None:
-    heads = ("AUC", "averaged", "two-sided", "same kind", "two-sided")
+    mean = [MEAN] if any(name.endswith(MEAN) for name in found) else []
+    columns = [(found, end) for end in ("", *mean, BOTH)] + [
+        (control, end) for end in (*(mean or [""]), BOTH)
+    ]
+    heads = ["AUC", *(end.strip(", ") for end in (*mean, BOTH)), "same kind", "two-sided"]
     print(f"\n{title}\n{'':34}" + "".join(f"{head:>14}" for head in heads))
     for name in found:
         if not name.endswith((MEAN, BOTH)):
-            cells = [found.get(name + end) for end in ("", MEAN, BOTH)] + [
-                control.get(name + end) for end in (MEAN, BOTH)
-            ]
+            cells = [of.get(name + end) for of, end in columns]
             print(
                 f"{name:34}" + "".join(f"{bracket(one.auc, one.error) if one else '-':>14}" for one in cells)
             )
