@@ -148,8 +148,8 @@ class Study:
     def scores(
         self, name: str, plain: dict[str, Score], tables: dict[str, tuple], settings: dict, moves: tuple = ()
     ) -> dict[str, Score]:
-        """Reconstruction errors of all models, trained on the kind `name`, and `plain` scores; with `moves` the averages over
-        them; two-sided ones of these."""
+        """Reconstruction errors of all models, trained on the kind `name`, and `plain` scores; with `moves` also averages
+        over them; two-sided ones of these."""
         found = {key: self.trained(name, *table, settings).error for key, table in tables.items()} | plain
         seen = self.seen(name, settings)
         mean = {key: averaged(score, moves) for key, score in found.items()} if moves else found
