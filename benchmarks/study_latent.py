@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latticeflow import ClusterSpec, Flow, Model, Phi4, Purpose, Split, models, stream
+from latticeflow import ClusterSpec, Flow, Model, Phi4, Purpose, Split, TrainSettings, models, stream, train
 from latticeflow.statistics import bracket
 from latticeflow.studies.latent import Path as LatentPath
 from latticeflow.studies.latent import Space, circular, path, plot, spherical, straight
 
 from .baselines import play
-from .common import SOAP, Bars, one_thread, quality, train_for
+from .common import SOAP, Bars, one_thread, quality
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--folder", type=Path, default=Path("runs/studies/latent"))
@@ -64,8 +64,15 @@ def autoencoder(kind: str, x: Tensor, scale: float) -> Model:
 
 
 def split_flow(scale: float) -> Flow:
-    flow, steps, spent = train_for(Split(base="mean_field"), TARGET, 80 * scale, **SOAP)
-    print(f"flow: {steps} steps in {spent:.0f} s, ESS {bracket(*ess(flow))}", flush=True)
+    flow, records = Split(base="mean_field").build_for(TARGET, 1), []
+    settings = TrainSettings(
+        steps=max(1, round(1200 * scale)), evaluate_every=10**6, evaluate_draws=1024, **SOAP
+    )
+    train(flow, TARGET, settings, seed=1, report=records.append)
+    print(
+        f"flow: {settings.steps} steps in {records[-1]['seconds']:.0f} s, ESS {bracket(*ess(flow))}",
+        flush=True,
+    )
     return flow.double().eval()
 
 
