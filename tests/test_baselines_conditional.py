@@ -165,6 +165,9 @@ def test_what_cannot_be_is_an_input_error(place):
         vae.at(free(2.0))
     with pytest.raises(InputError, match=r"2 ensembles with train\.data, for 3 polynomials of m2"):
         fit(vae, free(0.5), settings(place, "m0.3", "m0.6", steps=1), seed=1)
+    store_chains(place / "again", free(0.3), steps=8)
+    with pytest.raises(InputError, match="do not tell 3 polynomials of m2 apart"):
+        fit(vae, free(0.5), settings(place, "m0.3", "m0.6", "again", steps=1), seed=1)
     with pytest.raises(InputError, match="for a conditional model"):
         plain = models.parse(LINEAR).build(free(0.3), 1)
         fit(plain, free(0.3), settings(place, "m0.3", "m0.6", steps=1), seed=1)

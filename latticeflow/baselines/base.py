@@ -5,7 +5,7 @@ turns. The loop is `training/fit.py`; a model tells it who moves (`turn`), what 
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -110,6 +110,9 @@ class Model(nn.Module):
     def at(self, target: Target) -> "Model":
         """The member of a family at the target's couplings; of an ordinary model itself."""
         return self
+
+    def require_points(self, targets: Sequence[Target]) -> None:
+        """Raise `InputError` where ensembles of these targets do not tell the parameters of a family."""
 
     def moved(self, player: str) -> None:
         """Called after each step of a player: for averages of weights and the like."""

@@ -8,6 +8,7 @@ P_j products of Legendre polynomials of total degree at most `degree`, P_0 = 1. 
 
 import copy
 import math
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -74,6 +75,15 @@ class ConditionalModel(Model):
         point = self.point(target)
         u = [(2 * point[name] - a - b) / (b - a) for name, (a, b) in self.ranges.items()]
         return [float(math.prod(legval(v, [0] * k + [1]) for v, k in zip(u, n))) for n in self.orders]
+
+    def require_points(self, targets: Sequence[Target]) -> None:
+        """Raise `InputError` where the P_j are not independent at these targets: then interpolation is anything."""
+        points = [self.point(target) for target in targets]
+        if np.linalg.matrix_rank([self.basis(target) for target in targets]) < len(self.orders):
+            raise InputError(
+                f"train.others: ensembles at {', '.join(map(str, points))} do not tell {len(self.orders)} polynomials of "
+                f"{', '.join(self.couplings)} apart; expected more points, in general position, or a lower model.degree"
+            )
 
     def values(self, target: Target) -> dict[str, Tensor]:
         """The parameters p(g) by name, differentiable in the c_j."""

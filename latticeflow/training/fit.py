@@ -168,6 +168,7 @@ class _Fit:
             found.append(
                 find_data(self.settings, target, self.seed, self.weights, checksum, ALONE, data=path)
             )
+        self.model.require_points([data.target for data in found])
         return found
 
     def save(self, finished: bool = False) -> None:
