@@ -6,6 +6,7 @@ import torch
 from baseline_data import store_chains
 from tables import rng
 
+from latticeflow.analysis.diagnose_findings import Member
 from latticeflow.analysis.verify import verify_run
 from latticeflow.baselines import models
 from latticeflow.baselines.conditional import ConditionalModel
@@ -17,7 +18,7 @@ from latticeflow.production.train import train_run
 from latticeflow.random import Purpose
 from latticeflow.run import Run
 from latticeflow.targets import FreeField
-from latticeflow.training import FitSettings, fit, log
+from latticeflow.training import Configurations, FitSettings, fit, log
 from latticeflow.training import checkpoint as ckpt
 
 torch.set_num_threads(1)
@@ -146,6 +147,11 @@ def test_by_the_commands(place, tmp_path):
     elsewhere = sample_run(other, sampler="model", draws=64, overrides=["sampler.model.block=64"])
     assert elsewhere.target["m2"] == 0.9 and elsewhere.weights == ensemble.weights
     verify_run(other)
+    # which of the chains at m2 = 0.9 were held out is told by the training's seed, and not by that of the draws
+    data = Member.open("there", other, "model", 64).data
+    trained, of_draws = (Configurations(place / "m0.9", free(0.9), s, 1, False, 0.1) for s in (5, 6))
+    rows, *known = (torch.cat(list(one.held_out().walk())) for one in (data, trained, of_draws))
+    assert torch.equal(rows, known[0]) and not torch.equal(rows, known[1])
     with pytest.raises(InputError, match=r"for m2 in \[0\.3, 1\.2\]"):
         at_run(run, ["target.m2=1.9"], tmp_path / "outside")
 

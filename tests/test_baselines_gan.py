@@ -337,10 +337,28 @@ def test_conditional_games_take_steps_and_have_members():
         loss = family.loss_at(far, player, x, rng(228))
         gradients = [g for g in torch.autograd.grad(loss, own, allow_unused=True) if g is not None]
         assert len(gradients) > len(own) / 2 and all(bool(torch.isfinite(g).all()) for g in gradients)
+    _derivatives_are_those_of_the_member(scramble(copy.deepcopy(family), 230), FREE.at(m2=0.7))
     with torch.no_grad():
         family.terms[1].averaged.filter.weight[0, 0] = 0.1
     one, two = (family.at(target).sample(500, rng(229)) for target in (near, far))
     assert abs(float(two.std() / one.std()) - np.exp(0.2)) < 1e-4  # the spectrum's logarithm is linear in m2
+
+
+def _derivatives_are_those_of_the_member(family, target):
+    """`dL/dc_j = P_j(u) dL/dp`, through the gradient penalty too."""
+    member, basis, x = family.at(target), family.basis(target), target.sample(32, rng(231))
+    for player, own in family.players().items():
+        losses = family.loss_at(target, player, x, rng(232)), member.loss(player, x, rng(232))
+        assert torch.allclose(*losses)
+        mine, theirs = (
+            torch.autograd.grad(loss, parameters, allow_unused=True)
+            for loss, parameters in zip(losses, (own, member.players()[player]))
+        )
+        for i, found in enumerate(mine):
+            wanted = theirs[i % len(theirs)]
+            assert (found is None) == (wanted is None)
+            if found is not None:
+                assert torch.allclose(found, basis[i // len(theirs)] * wanted, atol=1e-10)
 
 
 def test_what_cannot_be_is_an_input_error():

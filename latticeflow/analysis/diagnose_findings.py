@@ -105,15 +105,16 @@ class Member:
         if train is None or not train.data or not self.series.ensemble.weights:
             return None
         recorded: list[str | None] = [None]
+        seed = run.deck.seed
         if checkpoints(run.weights):
-            state = load_state(latest(run.weights), run.deck.seed, train)
-            sums = state.get("data")
+            state = load_state(latest(run.weights), None, train)
+            seed, sums = state["seed"], state.get("data")
             recorded = sums if isinstance(sums, list) else [sums]
         for i, path in enumerate(getattr(train, "ensembles", (train.data,))):
             path = data_path(path, run.weights)
             if differences(Ensemble.open(path).target, self.series.ensemble.target):
                 continue  # of a conditional model, at other couplings
-            found = Configurations(path, target, run.deck.seed, train.thin, False, train.test_share)
+            found = Configurations(path, target, seed, train.thin, False, train.test_share)
             if recorded[i % len(recorded)] not in (None, found.checksum):
                 raise InputError(f"{path} has changed since the training: what was held out cannot be told")
             return found

@@ -180,8 +180,8 @@ def load_weights(flow: nn.Module, checkpoint: Path) -> str:
     return digest
 
 
-def load_state(checkpoint: Path, seed: int, settings: TrainSettings | FitSettings) -> dict:
-    """`state.json` of a checkpoint.
+def load_state(checkpoint: Path, seed: int | None, settings: TrainSettings | FitSettings) -> dict:
+    """`state.json` of a checkpoint, of a training with this seed (None: any; `latticeflow at` copies weights).
 
     Raises `StoreError` if it is damaged or of another format, `InputError` naming what differs if it was made
     with another seed or other settings.
@@ -191,7 +191,7 @@ def load_state(checkpoint: Path, seed: int, settings: TrainSettings | FitSetting
     then = type(settings)(**state["settings"]).model_dump(mode="json")
     changed = differences(
         {"seed": state["seed"], "train": then},
-        {"seed": seed, "train": settings.model_dump(mode="json")},
+        {"seed": state["seed"] if seed is None else seed, "train": settings.model_dump(mode="json")},
     )
     if changed:
         raise InputError(f"{checkpoint} was made with other settings: {'; '.join(changed)}")
