@@ -1,4 +1,5 @@
 # make demo: the main job in short form.  make baselines: the tables of docs/baselines.md (20 minutes).
+# make studies: those of docs/studies.md (20 minutes).
 # make test: the default test suite.  All make .venv if there is none.
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,7 +9,7 @@ DEVICE ?= cpu
 RUN    := runs/phi4_8x8_demo
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo baselines test test-long lint
+.PHONY: install demo baselines studies test test-long lint
 export OMP_NUM_THREADS ?= 1
 
 install: $(STAMP)
@@ -30,6 +31,12 @@ demo: $(STAMP)
 
 baselines: $(STAMP)
 	$(BIN)/python -m benchmarks.baselines
+
+studies: $(STAMP)
+	$(BIN)/python -m benchmarks.study_anomaly
+	$(BIN)/python -m benchmarks.study_decorrelation
+	$(BIN)/python -m benchmarks.study_latent
+	$(BIN)/python -m benchmarks.study_surrogate
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
