@@ -16,7 +16,7 @@ from latticeflow.flows.base import Spectrum
 from latticeflow.flows.plaquettes import Plaquettes
 from latticeflow.flows.spline import AutoregressiveSpline
 from latticeflow.flows.stochastic import Stochastic
-from latticeflow.studies.latent import MIXES, Space, circular, path, plot, spherical, straight
+from latticeflow.studies.latent import MIXES, Space, circular, crossing, path, plot, spherical, straight
 from latticeflow.targets import Camel, FreeField, Phi4, Wilson
 
 torch.set_num_threads(1)
@@ -166,6 +166,27 @@ def test_circular_paths_of_an_exact_flow_keep_the_mean_action():
     assert (np.abs(off.mean - own) < 4 * off.error).all() and (
         np.abs(off.mean - V / 2) > 20 * off.error
     ).all()
+
+
+def test_crossing():
+    """The line from a to -c a meets 0 at t = 1 / (1 + c), where S = 0; a grid steps over a narrow barrier, this does not."""
+    a = TARGET.sample(20, rng(809)).abs() + 0.1
+    c = torch.from_numpy(rng(810).uniform(0.5, 2, size=20))
+    mean = lambda x: x.mean((1, 2))  # noqa: E731
+    found = crossing(TARGET, Space.fields(), straight, a, -c[:, None, None] * a, mean)
+    assert np.allclose(found.t, 1 / (1 + c.numpy()), atol=1e-12)
+    assert found.action.max() < 1e-12 and found.order.max() < 1e-12
+
+    # a latent space in which phi = 0 takes 1e-9 of the way: x = sign(z) |z|^(1/9) on every site
+    narrow = Space(lambda x: x.sign() * x.abs() ** 9, lambda z: z.sign() * z.abs() ** (1 / 9))
+    b = -TARGET.sample(20, rng(811)).abs() - 0.1
+    ones = torch.ones_like(a)
+    double_well = Phi4(shape=(4, 4), m2=-4.0, lam=2.0)  # S = 16 (-4 + 2) = -32 at +-1, 0 between
+    coarse = path(double_well, narrow, straight, 0.9 * ones, -ones, 33)
+    fine = crossing(double_well, narrow, straight, 0.9 * ones, -ones, mean)
+    assert coarse.action.max() < -10 and np.abs(fine.action).max() < 0.1 and fine.order.max() < 0.05
+    with pytest.raises(InputError, match="20 of 20"):
+        crossing(TARGET, narrow, straight, -a, b, mean)
 
 
 def test_mixes_at_special_angles():

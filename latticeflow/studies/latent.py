@@ -26,34 +26,37 @@ from torch import Tensor
 from .. import Flow, Target
 from ..errors import InputError
 
-Mix = Callable[[Tensor, Tensor, float], Tensor]  # of ends [pairs, ...] at t
+# of ends [pairs, ...] at t, a number or [pairs, 1, ...]
+Mix = Callable[[Tensor, Tensor, Tensor | float], Tensor]
 BAND = (0.16, 0.5, 0.84)  # quantiles over pairs
 
 
-def straight(a: Tensor, b: Tensor, t: float) -> Tensor:
+def straight(a: Tensor, b: Tensor, t: Tensor | float) -> Tensor:
     """`(1 - t) a + t b`."""
-    return (1 - t) * a + t * b
+    t = torch.as_tensor(t, dtype=torch.float64, device=a.device)
+    return (1 - t).to(a) * a + t.to(a) * b
 
 
-def circular(a: Tensor, b: Tensor, t: float) -> Tensor:
+def circular(a: Tensor, b: Tensor, t: Tensor | float) -> Tensor:
     """`cos(pi t / 2) a + sin(pi t / 2) b`; its ends are a and b to rounding."""
-    return math.cos(0.5 * math.pi * t) * a + math.sin(0.5 * math.pi * t) * b
+    angle = 0.5 * math.pi * torch.as_tensor(t, dtype=torch.float64, device=a.device)
+    return angle.cos().to(a) * a + angle.sin().to(a) * b
 
 
-def spherical(a: Tensor, b: Tensor, t: float) -> Tensor:
+def spherical(a: Tensor, b: Tensor, t: Tensor | float) -> Tensor:
     """`[ sin((1 - t) w) a + sin(t w) b ] / sin w`, w the angle of each pair `[pairs, ...]`; straight where w is 0.
 
     Raises `InputError` where b = -c a, c > 0: there is no shortest way.
     """
+    t = torch.as_tensor(t, dtype=torch.float64, device=a.device)
     over = tuple(range(1, a.dim()))
-    one, two = (
-        z.double() / z.double().square().sum(over, keepdim=True).sqrt().clamp_min(1e-300) for z in (a, b)
-    )
-    # from the sides of the triangle: accurate near 0 and pi, where the arc cosine is not
-    w = 2 * torch.atan2(
-        (one - two).square().sum(over, keepdim=True).sqrt(),
-        (one + two).square().sum(over, keepdim=True).sqrt(),
-    )
+
+    def length(z: Tensor) -> Tensor:
+        return z.double().square().sum(over, keepdim=True).sqrt()
+
+    one, two = (z.double() / length(z).clamp_min(1e-300) for z in (a, b))
+    # by both diagonals of the rhombus: accurate near 0 and pi, where the arc cosine is not
+    w = 2 * torch.atan2(length(one - two), length(one + two))
     if (w > math.pi - 1e-6).any():
         raise InputError(
             "spherical path between opposite ends: every great circle is as short; take straight or circular"
@@ -168,6 +171,58 @@ def path(target: Target, space: Space, mix: Mix, a: Tensor, b: Tensor, points: i
             away = x - (b if i else a).to(x)
             missed.append(away.flatten(1).square().mean(1).sqrt().cpu().numpy())
     return Path(t, np.stack(action), np.stack(missed))
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where a path changes the sign of an order parameter o, `[pairs]` each: `t`, and of both sides of it the larger `action`
+
+    and the larger `order` |o|, which is near 0 where the path is resolved; where it is not, the action is a lower bound of
+    the highest on the way.
+    """
+
+    t: np.ndarray
+    action: np.ndarray
+    order: np.ndarray
+
+
+@torch.no_grad()
+def crossing(
+    target: Target,
+    space: Space,
+    mix: Mix,
+    a: Tensor,
+    b: Tensor,
+    order: Callable[[Tensor], Tensor],
+    steps: int = 60,
+) -> Crossing:
+    """Bisection in t for the zero of `order(x(t))`, `[pairs]`, which a grid of t may step over.
+
+    A flow has next to no noise between two wells, and so next to no t. Of several zeros it finds one. Raises `InputError` unless the decoded ends of every pair have opposite signs of o.
+    """
+    ends = space.encode(a), space.encode(b)
+    shape = (len(a), *[1] * (ends[0].dim() - 1))
+
+    def at(t: Tensor) -> tuple[Tensor, Tensor]:
+        x = space.decode(mix(*ends, t.view(shape))).double()
+        return order(x), -target.log_prob(x)
+
+    low = torch.zeros(len(a), dtype=torch.float64, device=ends[0].device)
+    high = torch.ones_like(low)
+    start, end = at(low)[0], at(high)[0]
+    same = start.sign() * end.sign() >= 0
+    if same.any():
+        raise InputError(
+            f"{int(same.sum())} of {len(a)} pairs do not change the sign of the order parameter; expected all to"
+        )
+    for _ in range(steps):
+        middle = 0.5 * (low + high)
+        before = at(middle)[0].sign() == start.sign()
+        low, high = torch.where(before, middle, low), torch.where(before, high, middle)
+    sides = [at(t) for t in (low, high)]
+    o, action = (torch.stack(one) for one in zip(*sides))
+    found = (low, action.amax(0), o.abs().amax(0))
+    return Crossing(*(one.cpu().numpy() for one in found))
 
 
 def plot(panels: Mapping[str, Mapping[str, Path]], typical: np.ndarray | None = None) -> bytes:
