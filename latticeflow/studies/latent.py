@@ -175,10 +175,10 @@ def path(target: Target, space: Space, mix: Mix, a: Tensor, b: Tensor, points: i
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where a path changes the sign of an order parameter o, `[pairs]` each: `t`, and of both sides of it the larger `action`
+    """Where a path changes the sign of an order parameter o, `[pairs]` each: `t`, `action`, the larger of both sides of it.
 
-    and the larger `order` |o|, which is near 0 where the path is resolved; where it is not, the action is a lower bound of
-    the highest on the way.
+    `order`: the larger |o| of both sides, near 0 where the path is resolved; where it is not, the action is a lower bound
+    of the highest on the way.
     """
 
     t: np.ndarray
@@ -198,7 +198,8 @@ def crossing(
 ) -> Crossing:
     """Bisection in t for the zero of `order(x(t))`, `[pairs]`, which a grid of t may step over.
 
-    A flow has next to no noise between two wells, and so next to no t. Of several zeros it finds one. Raises `InputError` unless the decoded ends of every pair have opposite signs of o.
+    A flow has next to no noise between two wells, and so next to no t. Of several zeros it finds one. Raises `InputError`
+    unless the decoded ends of every pair have opposite signs of o.
     """
     ends = space.encode(a), space.encode(b)
     shape = (len(a), *[1] * (ends[0].dim() - 1))
