@@ -11,6 +11,7 @@ import torch
 from baseline_data import FREE, store_chains
 from jobs import contents
 
+from latticeflow.analysis import model_plots
 from latticeflow.analysis.approximate import approximate_metropolis
 from latticeflow.analysis.compare import compare_run
 from latticeflow.analysis.events import Events
@@ -158,6 +159,13 @@ def test_log_and_checkpoint_say_what_was_done(place):
     assert lines[-1]["loss model"] < lines[0]["loss model"] and "trained_on" not in lines[-1]
     state = json.loads((ckpt.latest(place / "run" / "weights") / "state.json").read_text())
     assert state["finished"] and state["data"] == [Configurations(place / "data", FREE, 7).checksum]
+
+
+@pytest.mark.parametrize("more, label", [({}, "on held-out chains"), ({"trained_on": 1}, "on training chains")])
+def test_the_plot_says_whether_chains_were_held_out(more, label):
+    log_ = [{"step": step, "loss model": 1.0, "held_out": 1.1, **more} for step in (10, 20)]
+    (axes,) = model_plots.losses.__wrapped__(log_).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["in training", label]
 
 
 def test_pca_is_trained_by_the_same_command_without_steps(place, tmp_path):
