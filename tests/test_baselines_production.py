@@ -161,7 +161,9 @@ def test_log_and_checkpoint_say_what_was_done(place):
     assert state["finished"] and state["data"] == [Configurations(place / "data", FREE, 7).checksum]
 
 
-@pytest.mark.parametrize("more, label", [({}, "on held-out chains"), ({"trained_on": 1}, "on training chains")])
+@pytest.mark.parametrize(
+    "more, label", [({}, "on held-out chains"), ({"trained_on": 1}, "on training chains")]
+)
 def test_the_plot_says_whether_chains_were_held_out(more, label):
     log_ = [{"step": step, "loss model": 1.0, "held_out": 1.1, **more} for step in (10, 20)]
     (axes,) = model_plots.losses.__wrapped__(log_).axes
