@@ -226,6 +226,8 @@ def test_page_table_and_numbers_of_several_runs(run, tmp_path):
     command = ["diagnose", str(run.path), str(other.path), "--samplers", "test_honest,test_few"]
     out = CliRunner().invoke(app, [*command, "--reference", "test_chain", "--draws", "128"])
     assert out.exit_code == 0, out.output
+    assert "free/test_few: the reference is what it was trained on" in out.output
+    assert "other/test_honest: the reference" not in out.output  # of a run without a training
     assert "free/test_few: wrong in" in out.output and "not trained on stored configurations" in out.output
     folder = run.path / "diagnose"
     html = (folder / "diagnose.html").read_text()

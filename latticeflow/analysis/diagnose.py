@@ -21,7 +21,7 @@ from ..spec import differences
 from ..targets import targets
 from ..threads import threads
 from . import diagnose_plots as plots
-from .diagnose_findings import WRONG, Diagnosis, Finding, Member, diagnose
+from .diagnose_findings import WRONG, Diagnosis, Finding, Member, diagnose, learned_from
 from .diagnose_modes import kind_of
 from .report import Table, page
 
@@ -70,6 +70,11 @@ class Diagnoses:
         for one in found:
             labels = [f.label for f in one.wrong]
             yield f"{one.member.label}: {'wrong in ' + '; '.join(labels) if labels else 'nothing wrong is seen'}"
+            if learned_from(one.member, self.reference.member):
+                yield (
+                    f"{one.member.label}: the reference is what it was trained on. What fluctuated there it has learned: σ "
+                    "is too small. Take another exact ensemble"
+                )
         for one in [self.reference, *found]:
             reasons = dict.fromkeys(f"{f.label}: {f.reason}" for f in one.findings.values() if f.reason)
             for reason in reasons:

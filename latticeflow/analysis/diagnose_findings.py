@@ -121,6 +121,15 @@ class Member:
         return None
 
 
+def learned_from(member: Member, reference: Member) -> bool:
+    """Whether the reference is what the member was trained on: then they share fluctuations, and pulls are too small."""
+    try:
+        data = member.data
+    except (StatisticsError, InputError):
+        return False
+    return data is not None and data.ensemble.identity == reference.series.ensemble.identity
+
+
 @dataclass
 class Diagnosis:
     """Findings of one ensemble by key, and what plots show of it."""
