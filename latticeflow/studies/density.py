@@ -28,6 +28,21 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...], like: Tensor) -> Te
     return torch.from_numpy(rng.standard_normal(shape)).to(like)
 
 
+class Shape(nn.Module):
+    """`[n, inputs] -> [n, 4]`: a polynomial of second degree, which says most where c varies little, and a network."""
+
+    def __init__(self, inputs: int, hidden: tuple[int, ...], rng: np.random.Generator):
+        super().__init__()
+        self.i, self.j = torch.triu_indices(inputs, inputs).tolist()
+        terms = inputs + len(self.i)
+        self.network = nn.Sequential(*dense_net([inputs, *hidden, 4], rng))
+        self.polynomial = nn.Parameter(torch.zeros(4, terms))
+
+    def forward(self, c: Tensor) -> Tensor:
+        terms = torch.cat([c, c[:, self.i] * c[:, self.j]], 1)
+        return self.network(c) + nn.functional.linear(terms, self.polynomial)
+
+
 class ConditionalDensity(nn.Module):
     """The density of y `[n, numbers]` given c `[n, given]` of the module's docstring; `hidden` widths of its networks.
 
@@ -40,8 +55,7 @@ class ConditionalDensity(nn.Module):
     def __init__(self, given: int, numbers: int, hidden: tuple[int, ...], rng: np.random.Generator):
         super().__init__()
         self.given, self.numbers = given, numbers
-        nets = [nn.Sequential(*dense_net([given + k, *hidden, 4], rng)) for k in range(numbers)]
-        self.networks = nn.ModuleList(nets)
+        self.networks = nn.ModuleList(Shape(given + k, hidden, rng) for k in range(numbers))
         self.register_buffer("centre", torch.zeros(given + numbers))
         self.register_buffer("scale", torch.ones(given + numbers))
 

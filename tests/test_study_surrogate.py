@@ -1,0 +1,156 @@
+"""Optimisation through a surrogate of a Gaussian simulator whose objective, gradient and minima are known in closed form."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from latticeflow.errors import InputError, NumericalError
+from latticeflow.studies.surrogate import (
+    Problem,
+    Samples,
+    Settings,
+    box,
+    call,
+    finite_differences,
+    gradient,
+    judge,
+    learn,
+    optimise,
+    plot,
+    random_search,
+)
+
+SETTINGS = Settings(
+    calls=(20_000, 20_000),
+    widths=(1.0, 0.5),
+    hidden=(24, 24),
+    steps=300,
+    batch=1024,
+    starts=8,
+    moves=80,
+    draws=512,
+    judged=2000,
+)
+
+
+def truth(n, rng):
+    return torch.from_numpy(rng.standard_normal((n, 1)))
+
+
+def simulate(x, psi, rng):
+    """`y = a x + s n`, n ~ N(0, 1), with `a = psi_1^2 - 1/2` and `s^2 = 1/10 + (psi_2 - 0.4)^2 + (psi_3 + psi_1 / 2)^2`."""
+    a = psi[:, 0].square() - 0.5
+    s = (0.1 + (psi[:, 1] - 0.4).square() + (psi[:, 2] + psi[:, 0] / 2).square()).sqrt()
+    return a[:, None] * x + s[:, None] * torch.from_numpy(rng.standard_normal((len(x), 1)))
+
+
+def loss(y, x, psi):
+    return y[:, 0].square() + psi[:, 0] / 5
+
+
+PROBLEM = Problem(truth, simulate, loss, (-1.0,) * 3, (1.0,) * 3)
+
+
+def objective(psi):
+    """`O = a^2 + s^2 + psi_1 / 5`: two wells in psi_1, the lower one below 0."""
+    a, b, c = psi[..., 0], psi[..., 1], psi[..., 2]
+    return (a * a - 0.5) ** 2 + 0.1 + (b - 0.4) ** 2 + (c + a / 2) ** 2 + a / 5
+
+
+def slope(psi):
+    a, b, c = psi[..., 0], psi[..., 1], psi[..., 2]
+    return np.stack([4 * a * (a * a - 0.5) + (c + a / 2) + 0.2, 2 * (b - 0.4), 2 * (c + a / 2)], -1)
+
+
+def wells():
+    """psi_2 = 0.4, psi_3 = -psi_1 / 2, and psi_1 a root of `4 p (p^2 - 1/2) + 1/5`: the left minimum, and the right one."""
+    left, _, right = np.sort(np.roots([4, 0, -2, 0.2]).real)
+    return [np.array([p, 0.4, -p / 2]) for p in (left, right)]
+
+
+@pytest.fixture(scope="module")
+def found():
+    return optimise(PROBLEM, SETTINGS, 1)
+
+
+def test_the_known_answer_is_a_minimum_and_the_simulator_agrees():
+    best, other = wells()
+    for psi in (best, other):
+        np.testing.assert_allclose(slope(psi), 0, atol=1e-12)
+        value, error = judge(PROBLEM, psi, 100_000, np.random.default_rng(1))
+        assert abs(value - objective(psi)) < 4 * error
+    assert objective(other) > objective(best) + 0.2
+
+
+def test_gradient_of_the_surrogate_is_that_of_the_objective():
+    """At random points, to a quarter of the gradient's own size, and much better than by parameters in random order."""
+    rng = np.random.default_rng(2)
+    samples = call(PROBLEM, *box(PROBLEM), 60_000, rng)
+    shuffled = Samples(samples.x, samples.psi[torch.from_numpy(rng.permutation(60_000))], samples.y)
+    psi = rng.uniform(-0.8, 0.8, (16, 3))
+    size = np.sqrt(np.mean(slope(psi) ** 2))
+    off = []
+    for one, steps in ((samples, 1200), (shuffled, 300)):
+        surrogate = learn(one, dataclasses.replace(SETTINGS, steps=steps), rng)
+        _, found = gradient(PROBLEM, surrogate, torch.from_numpy(psi), 20_000, rng)
+        off.append(np.sqrt(np.mean((found.numpy() - slope(psi)) ** 2)) / size)
+    assert off[0] < 0.25 and off[1] > 0.8
+
+
+def test_the_lower_well_is_found_and_descents_end_in_both(found):
+    best, other = wells()
+    assert np.linalg.norm(found.psi - best) < 0.1 * np.linalg.norm(best)
+    assert objective(found.psi) - objective(best) < 0.01
+    assert abs(found.value - objective(found.psi)) < 4 * found.error
+    nearest = np.argmin([[np.linalg.norm(end - well) for well in (best, other)] for end in found.ends], 1)
+    assert 0 < nearest.sum() < len(nearest)
+    assert found.calls == 2 * 20_000 + 8 * 2000
+
+
+def test_same_seed_same_answer():
+    short = dataclasses.replace(SETTINGS, calls=(500, 500), steps=5, starts=2, moves=3, judged=50)
+    first, second, other = (optimise(PROBLEM, short, seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first.rounds, second.rounds)
+    assert not np.array_equal(first.rounds, other.rounds)
+
+
+def test_a_surrogate_of_shuffled_parameters_does_not_find_it():
+    """The negative control: responses of other parameters. What is left is the loss's own slope, to psi_1 = -1."""
+
+    def deaf(x, psi, rng):
+        return simulate(x, psi[torch.from_numpy(rng.permutation(len(psi)))], rng)
+
+    # one round: judges are deaf, too, and choose at random
+    single = dataclasses.replace(SETTINGS, calls=(20_000,), widths=(1.0,))
+    control = optimise(dataclasses.replace(PROBLEM, simulate=deaf), single, 1)
+    best = wells()[0]
+    assert np.linalg.norm(control.psi - best) > 0.25 * np.linalg.norm(best)
+    assert objective(control.psi) - objective(best) > 0.05
+
+
+def test_searches_without_a_surrogate():
+    """They find the well too, random search as far as its points are dense."""
+    rng = np.random.default_rng(5)
+    best = wells()[0]
+    roughly = random_search(PROBLEM, 100_000, 500, rng)
+    assert objective(roughly) - objective(best) < 0.2
+    finer = finite_differences(PROBLEM, best + 0.2, 200_000, 500, rng)
+    assert np.linalg.norm(finer - best) < 0.15
+
+
+def test_plot(found):
+    assert plot([found], ("a", "b", "c"), wells()[0], float(objective(wells()[0]))).startswith(b"\x89PNG")
+
+
+def test_what_is_refused():
+    with pytest.raises(InputError, match="low < high"):
+        Problem(truth, simulate, loss, (0.0, 1.0), (1.0, 1.0))
+    with pytest.raises(InputError, match="every round"):
+        Settings(calls=(10, 10), widths=(1.0,))
+    bad = dataclasses.replace(PROBLEM, simulate=lambda x, psi, rng: x / 0)
+    with pytest.raises(NumericalError, match="not finite"):
+        call(bad, *box(bad), 10, np.random.default_rng(0))
+    with pytest.raises(NumericalError, match="not finite"):
+        judge(bad, np.zeros(3), 10, np.random.default_rng(0))
