@@ -233,7 +233,7 @@ def weighted(path, **record) -> Ensemble:
     for b in range(2):
         x = torch.from_numpy(rng(714, b).random((4096, 2, 2)).astype(np.float32))
         log_p = np.log(x[:, 0, 0].double().numpy())
-        found.write(b, 0, Draws(x, log_p, log_p, {}), None, 0.5, **ABOUT)
+        found.write(b, 0, Draws(x, log_p, log_p if found.weighted else None, {}), None, 0.5, **ABOUT)
     return found
 
 
@@ -242,6 +242,8 @@ def test_samples_of_weighted_draws(tmp_path):
     assert x.shape[1:] == (1, 2, 2) and abs(len(x) - 4096) < 200
     assert stats.kstest(x[:, 0, 0, 0].numpy(), lambda v: v**2).pvalue > 1e-3
     assert stats.kstest(x[:, 0, 1, 1].numpy(), "uniform").pvalue > 1e-3
+    all_of_them = samples(weighted(tmp_path / "exact", sampler="exact", weighted=False))
+    assert all_of_them.shape == (8192, 1, 2, 2)
 
 
 def test_refusals(tmp_path):

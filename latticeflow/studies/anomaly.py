@@ -44,8 +44,8 @@ class Roc:
 def samples(ensemble: Ensemble, seed: int = 0) -> Tensor:
     """Its configurations, distributed as its target, `[chains, steps, *event_shape]`, float64, on the CPU.
 
-    Of chain samplers the chains, over all streams. Of samplers with weights the draws that unweighting by the largest
-    weight keeps, by the stream (seed, UNWEIGHT), as chains of one step: they are independent. Raises `InputError` for draws
+    Of chain samplers the chains, over all streams. Independent draws are chains of one step, of samplers with weights those
+    that unweighting by the largest weight keeps, by the stream (seed, UNWEIGHT). Raises `InputError` for draws
     that are not exact, without fields of all draws, or of interacting chains (emcee), and what `unweight` raises.
     """
     ensemble.require_exact("studies of anomalies")
@@ -56,18 +56,15 @@ def samples(ensemble: Ensemble, seed: int = 0) -> Tensor:
         )
     read = [[ensemble.read(*key) for key in keys] for keys in ensemble.streams.values()]
     x = np.stack([np.concatenate([block["x"] for block in row]) for row in read])  # [streams, draws, ...]
+    if ensemble.chains:  # draw i belongs to chain i % chains
+        steps = x.shape[1] // ensemble.chains
+        x = x.reshape(len(x), steps, ensemble.chains, *x.shape[2:]).swapaxes(1, 2)
+        return torch.from_numpy(x.reshape(-1, steps, *x.shape[3:])).double()
+    x = x.reshape(-1, *x.shape[2:])
     if ensemble.weighted:
         log_w = np.concatenate([block["log_w"] for row in read for block in row])
-        kept = unweight(log_w, stream(seed, Purpose.UNWEIGHT)).index
-        found = x.reshape(-1, *x.shape[2:])[kept][:, None]
-    else:
-        chains = max(1, ensemble.chains)
-        found = (
-            x.reshape(len(x), -1, chains, *x.shape[2:])
-            .swapaxes(1, 2)
-            .reshape(-1, x.shape[1] // chains, *x.shape[2:])
-        )
-    return torch.from_numpy(np.ascontiguousarray(found)).double()
+        x = x[unweight(log_w, stream(seed, Purpose.UNWEIGHT)).index]
+    return torch.from_numpy(x[:, None]).double()
 
 
 @torch.no_grad()
