@@ -247,7 +247,8 @@ def plot(panels: Mapping[str, Mapping[str, Path]], typical: np.ndarray | None = 
                 axes.plot(one.t, one.mean, color=colour, linestyle=DASHES[i % len(DASHES)], label=name)
                 axes.fill_between(one.t, one.band[0], one.band[2], color=colour, alpha=0.15, linewidth=0)
             axes.set(title=title, xlabel="$t$", ylabel="$S$ along the path", xlim=(0, 1))
-            axes.legend(fontsize=8)
+        handles = figure.axes[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=3)
         return figure
 
     return draw()
