@@ -97,7 +97,7 @@ def test_gradient_penalty_and_its_derivative():
     e = rng(207).random((5, 1, 1, 1))  # the stream's own numbers: y_e = e y
     lengths = np.linalg.norm((e * y.numpy()).reshape(5, -1), axis=1)
     wanted = 3 * ((lengths - 1) ** 2).mean() - 0.5 * float(y.flatten(1).square().sum(1).mean())
-    assert abs(float(model.critic_loss(y, y_g, rng(207))) - wanted) < 1e-12
+    assert abs(model.critic_loss(y, y_g, rng(207)).item() - wanted) < 1e-12
 
 
 def test_turns_and_the_mean_of_the_generators_weights():

@@ -125,6 +125,11 @@ def test_latent_numbers_must_fit(latent):
         Pca(FREE, latent)
 
 
+def test_a_covariance_that_would_not_fit_is_refused():
+    with pytest.raises(InputError, match="65,536 numbers takes 32 GiB"):
+        Pca(FreeField(shape=(16, 16, 16, 16), m2=1.0), 4)
+
+
 def test_pca_knows_nothing_before_it_is_computed():
     with pytest.raises(InputError, match="before it is computed"):
         Pca(FREE, 2).sample(3, rng(1))

@@ -9,6 +9,8 @@ from ..errors import InputError
 from ..targets import Target
 from .base import Data, Model, ModelSpec, covariance, mean_square, models, require_latent
 
+LARGEST = 1 << 13  # numbers of a configuration: 512 MiB of covariance
+
 
 class Pca(Model):
     """The `latent` leading eigenvectors u_a of the covariance `C = < (y - <y>) (y - <y>)^T >` (over n), y flattened.
@@ -20,6 +22,8 @@ class Pca(Model):
 
     As a sampler: `y = sum_a u_a sqrt(v_a) n_a`; with `residual` that of probabilistic PCA (Tipping and Bishop, J. R. Stat.
     Soc. B 61 (1999) 611, eqs. 7 and 8), `C_model = sum_a (v_a - rest) u_a u_a^T + rest`, which lacks no direction.
+
+    Raises `InputError` for more than `LARGEST` numbers, whose covariance would not fit.
     """
 
     generates = True
@@ -31,6 +35,11 @@ class Pca(Model):
     def __init__(self, target: Target, latent: int, residual: bool = False):
         super().__init__(target)
         require_latent(latent, self)
+        if self.volume > LARGEST:
+            raise InputError(
+                f"pca: the covariance of {self.volume:,} numbers takes {self.volume**2 >> 27} GiB, its eigenvectors hours; "
+                f"at most {LARGEST:,} are taken. A linear_autoencoder finds the same space without it"
+            )
         self.latent, self.residual = latent, residual
         self.register_buffer("basis", torch.zeros(self.volume, latent))
         self.register_buffer("variance", torch.zeros(latent))
