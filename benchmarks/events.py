@@ -321,7 +321,7 @@ class Benchmark:
             self.row(f"order {order}, reuse {own['reuse']:g}", by_flow(target, flow, n), target, note)
 
     def peaks(self) -> None:
-        target, steps = CASES["camel_16"].target, self.steps // 3
+        target, steps = CASES["camel_16"].target, 2 * self.steps // 3
         for explore in (TrainSettings(steps=1).explore, 0.0):
             print(f"peaks, camel in 16 dimensions, {steps} steps, explore = {explore:g}:", flush=True)
             rarer = []
