@@ -43,8 +43,8 @@ def normal_pair(r: float) -> float:
 
 @pytest.fixture(scope="module")
 def curve():
-    train, test = toy(12_000, 1), toy(12_000, 2)
-    settings = Settings(steps=300)
+    train, test = toy(10_000, 1), toy(10_000, 2)
+    settings = Settings(steps=250, hidden=(16, 16), batch=256)
     start = classify(train, settings, 1)
     rng = np.random.default_rng(3)
 
@@ -180,6 +180,8 @@ def test_what_is_refused():
         Labelled(x, torch.zeros(64), torch.zeros(64))
     with pytest.raises(InputError, match="NaN"):
         Labelled(x, y, torch.full((64,), math.nan))
+    with pytest.raises(InputError, match="0 steps"):
+        Settings(steps=0)
     with pytest.raises(InputError, match="two blocks"):
         dependence(np.zeros(600), np.zeros(600), np.random.default_rng(0))
     with pytest.raises(InputError, match="all the same"):

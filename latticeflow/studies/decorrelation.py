@@ -71,7 +71,8 @@ class Labelled:
 class Settings:
     """Of a training: classifier's and adversary's `hidden` widths; `steps` of the classifier alone and then of both, the
 
-    adversary moving `lead` times for one step; events of a `batch`, half of each class; `lr` of Adam, and `lr_adversary`.
+    adversary moving `lead` times before each (20 times as often before the first); events of a `batch`, half of each class;
+    `lr` of Adam, and `lr_adversary`, falling to 0 with half a cosine. Raises `InputError` for counts that are too small.
     """
 
     hidden: tuple[int, ...] = (32, 32)
@@ -81,6 +82,12 @@ class Settings:
     batch: int = 512
     lr: float = 3e-3
     lr_adversary: float = 5e-3
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.lead < 1 or self.batch < 4:
+            raise InputError(
+                f"{self.steps} steps, lead {self.lead}, batch {self.batch}; expected 1, 1 and 4 at least"
+            )
 
 
 @dataclass(frozen=True)

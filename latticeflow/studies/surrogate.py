@@ -64,7 +64,7 @@ class Settings:
     """
 
     calls: tuple[int, ...] = (100_000, 100_000, 100_000, 100_000)
-    widths: tuple[float, ...] = (1.0, 0.5, 0.4, 0.4)
+    widths: tuple[float, ...] = (1.0, 0.5, 0.3, 0.2)
     hidden: tuple[int, ...] = (48, 48)
     steps: int = 800
     lr: float = 1e-2
@@ -79,6 +79,12 @@ class Settings:
         if not self.calls or len(self.calls) != len(self.widths) or self.widths[0] != 1:
             raise InputError(
                 f"calls {self.calls}, widths {self.widths}; expected one of each for every round, the first width 1"
+            )
+        counts = (*self.calls, self.steps, self.batch, self.starts, self.moves, self.draws, self.judged - 1)
+        if min(counts) < 1 or not all(0 < width <= 1 for width in self.widths):
+            raise InputError(
+                f"counts of which the least is {min(counts)}, widths {self.widths}; expected one at least, two for "
+                "judged, and widths in (0, 1]"
             )
 
 
