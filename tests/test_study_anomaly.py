@@ -17,7 +17,6 @@ from latticeflow.errors import InputError
 from latticeflow.samplers.base import Draws
 from latticeflow.store import Ensemble
 from latticeflow.studies.anomaly import (
-    averaged,
     detect,
     evaluate,
     likelihood_ratio,
@@ -25,6 +24,7 @@ from latticeflow.studies.anomaly import (
     roc,
     samples,
     two_sided,
+    worst,
 )
 from latticeflow.targets import Camel, FreeField
 
@@ -173,16 +173,16 @@ def test_two_sided_sees_what_is_better_reconstructed():
     assert abs(found["two"].auc - 2 / math.pi * math.atan(3)) < 4 * found["two"].error
 
 
-def test_averaged_sees_both_wells():
+def test_the_worst_of_both_wells():
     """Of x ~ N(0, 1), anomalies N(0, s), and a score max(x, 0)^2 that is blind in one well: with A = (2 / pi) arctan(s), the
 
-    score has A / 4 (both above 0), + 1/4 (the anomaly alone), + 1/8 (a tie); averaged over x -> -x it has A.
+    score has A / 4 (both above 0), + 1/4 (the anomaly alone), + 1/8 (a tie); the worse of x and -x has A.
     """
     normal, anomalous = (
         torch.from_numpy(s * rng(715, i).normal(size=(4000, 1, 1))) for i, s in enumerate((1.0, 3.0))
     )
     blind = lambda x: x.flatten().clamp(min=0).square()  # noqa: E731
-    seeing = averaged(blind, [lambda x: x, lambda x: -x])
+    seeing = worst(blind, [lambda x: x, lambda x: -x])
     found = detect({"blind": blind, "seeing": seeing}, normal, anomalous)
     exact = 2 / math.pi * math.atan(3)
     assert abs(found["blind"].auc - (exact / 4 + 3 / 8)) < 4 * found["blind"].error

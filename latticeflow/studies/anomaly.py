@@ -133,13 +133,13 @@ def two_sided(score: Score, x: Tensor) -> Score:
     return lambda y: (score(y) - middle).abs()
 
 
-def averaged(score: Score, moves: Sequence[Callable[[Tensor], Tensor]]) -> Score:
-    """`(1 / |G|) sum_g s(g x)`, `moves` being the elements of a finite group G, the identity among them.
+def worst(score: Score, moves: Sequence[Callable[[Tensor], Tensor]]) -> Score:
+    """`max_g s(g x)`, `moves` being the elements g of a finite group, the identity among them.
 
-    A symmetry of both kinds of configurations tells nothing about which is which; a trained score that is not invariant,
-    as where a network has learned to reconstruct one well of two, is better averaged.
+    A symmetry of both kinds of configurations tells nothing about which is which, but a trained score need not be invariant:
+    a network may have learned to reconstruct one well of two. The mean over g would let one well hide what the other shows.
     """
-    return lambda x: torch.stack([score(move(x)) for move in moves]).mean(0)
+    return lambda x: torch.stack([score(move(x)) for move in moves]).amax(0)
 
 
 def likelihood_ratio(normal: Target, anomalous: Target) -> Score:
