@@ -169,9 +169,11 @@ class Study:
 
 
 def table(title: str, found: dict[str, Roc], control: dict[str, Roc]) -> None:
-    bad = [WORST] if any(name.endswith(WORST) for name in found) else []
-    columns = [(found, end) for end in ("", *bad, BOTH)] + [(control, end) for end in (*(bad or [""]), BOTH)]
-    heads = ["AUC", *(end.strip(", ") for end in (*bad, BOTH)), "same kind", "two-sided"]
+    extra = [WORST] if any(name.endswith(WORST) for name in found) else []
+    columns = [(found, end) for end in ("", *extra, BOTH)] + [
+        (control, end) for end in (*(extra or [""]), BOTH)
+    ]
+    heads = ["AUC", *(end.strip(", ") for end in (*extra, BOTH)), "same kind", "two-sided"]
     print(f"\n{title}\n{'':34}" + "".join(f"{head:>14}" for head in heads))
     for name in found:
         if not name.endswith((WORST, BOTH)):
