@@ -131,12 +131,13 @@ def test_same_seed_same_answer():
 
 
 def test_a_surrogate_of_shuffled_parameters_does_not_find_it():
-    """The negative control: responses of other parameters. What is left is the loss's own slope, to psi_1 = -1."""
+    """The negative control: responses of other parameters, so that what is left is the loss's own slope, to psi_1 = -1. The
+
+    ends are judged by the simulator as it is, since all psi are the same there."""
 
     def deaf(x, psi, rng):
         return simulate(x, psi[torch.from_numpy(rng.permutation(len(psi)))], rng)
 
-    # one round: judges are deaf, too, and choose at random
     single = dataclasses.replace(SETTINGS, calls=(20_000,), widths=(1.0,))
     control = optimise(dataclasses.replace(PROBLEM, simulate=deaf), single, 1)
     best = wells()[0]
