@@ -230,7 +230,9 @@ def main() -> None:
         bars.at_most(f"worst {what}", float(value), bar)
     bars.at_least("shuffled psi: |psi - psi*| / |psi*|", float(far), 0.05)
     args.folder.mkdir(parents=True, exist_ok=True)
-    (args.folder / "surrogate.png").write_bytes(plot(found, ("r_p", "r_s", "B"), exact, least))
+    (args.folder / "surrogate.png").write_bytes(
+        plot(found, ("$r_p$  [m]", "$r_s$  [m]", "$B$  [T]"), exact, least)
+    )
     bars.end()
 
 

@@ -266,7 +266,7 @@ def finite_differences(
 
 
 def plot(found: Sequence[Found], labels: Sequence[str], exact: np.ndarray, least: float) -> bytes:
-    """A PNG file's bytes: parameters round by round beside the exact ones `[k]`, and the values at the ends of the first
+    """A PNG file's bytes: parameters round by round less the exact ones `[k]`, and the values at the ends of the first
     round's descents beside the least one; needs matplotlib."""
     from matplotlib.figure import Figure
 
@@ -281,7 +281,7 @@ def plot(found: Sequence[Found], labels: Sequence[str], exact: np.ndarray, least
             for k, label in enumerate(labels):
                 left.plot(
                     rounds,
-                    one.rounds[:, k],
+                    one.rounds[:, k] - exact[k],
                     marker="o",
                     markersize=3,
                     linestyle=DASHES[i % len(DASHES)],
@@ -295,11 +295,11 @@ def plot(found: Sequence[Found], labels: Sequence[str], exact: np.ndarray, least
                 color=COLOURS[i % len(COLOURS)],
                 label=f"run {i + 1}",
             )
-        for k, value in enumerate(exact):
-            left.axhline(value, color=COLOURS[k % len(COLOURS)], linewidth=0.6)
+        left.axhline(0, color="black", linewidth=0.8)
         right.axhline(least, color="black", linewidth=0.8, label="least, exact")
-        left.set(xlabel="round", ylabel="parameters")
-        left.xaxis.get_major_locator().set_params(integer=True)
+        left.set(xlabel="round", ylabel="parameters, less the exact ones")
+        for axes in (left, right):
+            axes.xaxis.get_major_locator().set_params(integer=True)
         right.set(xlabel="descents of the first round, sorted", ylabel="objective, by the simulator")
         left.legend()
         right.legend()
