@@ -248,7 +248,7 @@ def test_samples_of_weighted_draws(tmp_path):
 
 def test_refusals(tmp_path):
     s = np.zeros((3, 4))
-    for bad in (s[0], s[:1], np.full((3, 4), np.nan), s[:, :0]):
+    for bad in (s[None], s[:1], np.full((3, 4), np.nan), s[:, :0]):
         with pytest.raises(InputError, match="chains"):
             roc(s, bad)
     with pytest.raises(InputError, match="NaN at 8"):

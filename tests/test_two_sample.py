@@ -106,6 +106,23 @@ def test_auc_of_scores_that_tell_nothing():
     assert uniform_enough([phi(pull) for pull in pulls])
 
 
+def test_auc_of_chains_against_obuchowskis_formula():
+    """His structural components pair by pair, summed within groups; also that it is not the error of as many independent."""
+
+    def variance(own, other, sign):
+        shares = [[np.mean((sign * (a - other) > 0) + 0.5 * (a == other)) for a in group] for group in own]
+        area, n = np.mean(shares), len(own)
+        return area, n / ((n - 1) * own.size) * sum((sum(v) - len(v) * area) ** 2 for v in shares) / own.size
+
+    x = rng(11).integers(6, size=(7, 5)) + rng(12).integers(4, size=(7, 1))
+    y = rng(13).integers(1, 8, size=(9, 4)) + rng(14).integers(4, size=(9, 1))
+    (area, one), (_, two) = variance(y, x, 1), variance(x, y, -1)
+    found = auc(x, y)
+    assert found.value == pytest.approx(area, abs=1e-14)
+    assert found.error == pytest.approx(math.sqrt(one + two))
+    assert auc(x.ravel(), y.ravel()).error < 0.8 * found.error
+
+
 def test_edges():
     apart = auc([0.0, 1.0], [2.0, 3.0])
     assert apart.value == 1 and apart.error == 0.25
@@ -117,3 +134,5 @@ def test_edges():
             kolmogorov_smirnov(sample(np.array(bad)), sample(np.ones(2)))
         with pytest.raises(InputError, match="expected"):
             auc(bad, [1.0, 2.0])
+    with pytest.raises(InputError, match="two scores or chains"):
+        auc(np.zeros((1, 5)), np.zeros((3, 5)))

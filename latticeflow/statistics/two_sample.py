@@ -60,19 +60,13 @@ def independent(series, walkers: int = 1) -> Sample:
         raise InputError(
             f"series of shape {x.shape}; expected [chains, steps], chains a multiple of {walkers}"
         )
-    ranks = _ranks(x)
+    ranks = _share_below(x, x)
     grouped = ranks.reshape(-1, walkers, x.shape[1]).mean(1)
     step = max(1, round(2 * tau_int(grouped).value))
     left = tau_int(grouped[:, ::step]).value if step > 1 else tau_int(grouped).value
     together = max(1.0, walkers * float(grouped.var() / ranks.var()))
     values = x[:, ::step].ravel()
     return Sample(values, len(values) / (2 * max(left, 0.5) * together))
-
-
-def _ranks(x: np.ndarray) -> np.ndarray:
-    """The share of values below, ties counted half, shape of x."""
-    order = np.sort(x, axis=None)
-    return 0.5 * (np.searchsorted(order, x, "left") + np.searchsorted(order, x, "right")) / x.size
 
 
 def kolmogorov_smirnov(x: Sample, y: Sample) -> Distance:
@@ -118,29 +112,34 @@ def kolmogorov_probability(l: float) -> float:
 
 
 def auc(negative, positive) -> Auc:
-    """Area under the ROC curve of scores `[m]` of negatives and `[n]` of positives, all independent.
+    """Area under the ROC curve of scores of negatives and of positives: `[n]`, all independent, or `[chains, steps]`.
 
-    `AUC = P(s+ > s-) + P(s+ = s-) / 2`, the Mann-Whitney statistic. Its variance is that of DeLong and others
-    (1988): `var(V+) / n + var(V-) / m`, V+ of a positive being the share of negatives below it, V- of a negative the
-    share of positives above. Where all positives are above all negatives, which has no variance, the error is
-    `1 / (min(m, n) + 2)`.
+    `AUC = P(s+ > s-) + P(s+ = s-) / 2`, the Mann-Whitney statistic. With V+ of a positive the share of negatives below it,
+    V- of a negative the share of positives above, and V+_i, V-_j their means over chains i = 1 ... n, j = 1 ... m,
 
-    Raises `InputError` for fewer than two scores of either or NaN.
+        AUC = <V+> = <V->,    error^2 = var(V+_i) / n + var(V-_j) / m
+
+    as DeLong and others have it for independent scores (Biometrics 44 (1988) 837), which are chains of one step, and
+    Obuchowski for groups of dependent ones (Biometrics 53 (1997) 567): right for any autocorrelation in chains that know
+    nothing of one another. Where all positives are above all negatives, which has no variance, it is `1 / (min(m, n) + 2)`.
+
+    Raises `InputError` for fewer than two scores or chains of either, other shapes, or NaN.
     """
-    s, t = (np.asarray(one, dtype=np.float64).ravel() for one in (negative, positive))
-    if min(len(s), len(t)) < 2 or np.isnan(s).any() or np.isnan(t).any():
+    s, t = (np.asarray(one, dtype=np.float64) for one in (negative, positive))
+    if any(one.ndim not in (1, 2) or len(one) < 2 or not one.size or np.isnan(one).any() for one in (s, t)):
         raise InputError(
-            f"{len(s)} and {len(t)} scores, {np.isnan(s).sum() + np.isnan(t).sum()} NaN; expected two of each, and none"
+            f"scores of shapes {s.shape} and {t.shape}, {np.isnan(s).sum() + np.isnan(t).sum()} NaN; expected [n] or "
+            "[chains, steps], two scores or chains of each, and none"
         )
     above, below = 1 - _share_below(s, t), _share_below(t, s)
-    variance = below.var(ddof=1) / len(t) + above.var(ddof=1) / len(s)
+    variance = sum(one.reshape(len(one), -1).mean(1).var(ddof=1) / len(one) for one in (below, above))
     return Auc(float(below.mean()), math.sqrt(variance) or 1 / (min(len(s), len(t)) + 2))
 
 
 def _share_below(at: np.ndarray, of: np.ndarray) -> np.ndarray:
     """For each number of `at`, the share of `of` below it, ties counted half."""
-    order = np.sort(of)
-    return 0.5 * (np.searchsorted(order, at, "left") + np.searchsorted(order, at, "right")) / len(of)
+    order = np.sort(of, axis=None)
+    return 0.5 * (np.searchsorted(order, at, "left") + np.searchsorted(order, at, "right")) / of.size
 
 
 def sigmas(p: float) -> float:

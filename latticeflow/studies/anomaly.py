@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import Ensemble, Purpose, Target, stream, unweight
+from .. import Ensemble, Purpose, Target, auc, stream, unweight
 from ..errors import InputError
 
 Score = Callable[[Tensor], Tensor]  # x [batch, *event_shape] -> [batch], larger being more anomalous
@@ -83,44 +83,26 @@ def evaluate(score: Score, x: Tensor) -> np.ndarray:
 
 
 def roc(normal: np.ndarray, anomalous: np.ndarray) -> Roc:
-    """The ROC curve of scores `[chains, steps]` of normal and of anomalous configurations.
+    """The ROC curve of scores `[chains, steps]`, or `[n]` of independent ones, of normal and of anomalous configurations.
 
-    With V' of an anomalous configuration the share of normal ones with a smaller score (ties counted half), V of a normal
-    one the share of anomalous ones with a larger score, and V'_i, V_j their means over chains i = 1 ... m, j = 1 ... n,
-
-        AUC = <V'> = <V>,    error^2 = var(V'_i) / m + var(V_j) / n
-
-    as DeLong and others have it for independent configurations (Biometrics 44 (1988) 837) and Obuchowski for groups of
-    dependent ones (Biometrics 53 (1997) 567): right for any autocorrelation in chains that know nothing of one another.
-    Where all anomalous scores are above all normal ones, which has no variance, the error is `1 / (min(m, n) + 2)`. The
-    training set's own fluctuations are no part of it.
-
-    Raises `InputError` for fewer than two chains of either, other shapes, or NaN.
+    AUC and error are those of `auc`: right for any autocorrelation in chains that know nothing of one another. The training
+    set's own fluctuations are no part of the error. Raises `InputError` for fewer than two chains of either, other
+    shapes, or NaN.
     """
     s, t = (np.asarray(one, dtype=np.float64) for one in (normal, anomalous))
-    if any(one.ndim != 2 or len(one) < 2 or not one.size or np.isnan(one).any() for one in (s, t)):
-        raise InputError(
-            f"scores of shapes {s.shape} and {t.shape}, {np.isnan(s).sum() + np.isnan(t).sum()} NaN; expected [chains, "
-            "steps], two chains or more of each, and none"
-        )
-    above, below = 1 - _share_below(s, t), _share_below(t, s)
-    variance = below.mean(1).var(ddof=1) / len(t) + above.mean(1).var(ddof=1) / len(s)
+    area = auc(s, t)
     cuts = np.unique(np.concatenate([s.ravel(), t.ravel()]))[::-1]
     false, true = (
         np.r_[0, 1 - np.searchsorted(np.sort(one, axis=None), cuts, "left") / one.size] for one in (s, t)
     )
-    error = math.sqrt(variance) or 1 / (min(len(s), len(t)) + 2)
-    return Roc(false, true, float(below.mean()), error)
-
-
-def _share_below(at: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """For each number of `at`, the share of `of` below it, ties counted half."""
-    order = np.sort(of, axis=None)
-    return 0.5 * (np.searchsorted(order, at, "left") + np.searchsorted(order, at, "right")) / of.size
+    return Roc(false, true, area.value, area.error)
 
 
 def detect(scores: Mapping[str, Score], normal: Tensor, anomalous: Tensor) -> dict[str, Roc]:
-    """The ROC curve of every score on configurations `[chains, steps, *event_shape]` that no model was trained on."""
+    """The ROC curve of every score on configurations `[chains, steps, *event_shape]` that no model was trained on.
+
+    Raises what `evaluate` and `roc` raise.
+    """
     return {name: roc(evaluate(score, normal), evaluate(score, anomalous)) for name, score in scores.items()}
 
 
