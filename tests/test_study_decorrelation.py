@@ -91,6 +91,10 @@ def test_efficiency_of_the_cut_shows_the_dependence(curve):
     rises, flat = curve["plain"].efficiency, curve["pivot"].efficiency
     assert rises[-1] - rises[0] > 0.5
     assert np.abs(flat - 0.5).max() < 0.12
+
+
+def test_plot(curve):
+    pytest.importorskip("matplotlib")
     assert plot([curve["plain"], curve["pivot"]], "v").startswith(b"\x89PNG")
 
 
@@ -182,11 +186,20 @@ def test_what_is_refused():
         Labelled(x, y, torch.full((64,), math.nan))
     with pytest.raises(InputError, match="0 steps"):
         Settings(steps=0)
+    with pytest.raises(InputError, match="lr = -1"):
+        Settings(lr=-1.0)
     with pytest.raises(InputError, match="two blocks"):
         dependence(np.zeros(600), np.zeros(600), np.random.default_rng(0))
     with pytest.raises(InputError, match="all the same"):
         distance_correlation(np.zeros(8), np.arange(8.0))
+    broken = np.where(np.arange(2048) % 3, 1.0, math.nan)
+    with pytest.raises(InputError, match="683 scores and 0"):
+        dependence(broken, np.arange(2048.0), np.random.default_rng(0))
+    with pytest.raises(InputError, match="not finite"):
+        distance_correlation(broken[:8], np.arange(8.0))
     data = toy(64, 1)
     start = classify(data, Settings(steps=1), 1)
     with pytest.raises(InputError, match="strength"):
         decorrelate(start, data, -1.0, Settings(steps=1), 1)
+    with pytest.raises(InputError, match="0 bins"):
+        judge(start, data, 0.0, 1, bins=0)

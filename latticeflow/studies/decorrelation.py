@@ -69,10 +69,11 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a training: classifier's and adversary's `hidden` widths; `steps` of the classifier alone and then of both, the
+    """Of a training: `hidden` widths of the classifier and those of the `adversary`.
 
-    adversary moving `lead` times before each (20 times as often before the first); events of a `batch`, half of each class;
-    `lr` of Adam, and `lr_adversary`, falling to 0 with half a cosine. Raises `InputError` for counts that are too small.
+    `steps` of the classifier alone and then of both, the adversary moving `lead` times before each (20 times as often before
+    the first); events of a `batch`, half of each class; `lr` of Adam, and `lr_adversary`, falling to 0 with half a cosine.
+    Raises `InputError` for counts that are too small and rates that are not positive.
     """
 
     hidden: tuple[int, ...] = (32, 32)
@@ -88,6 +89,8 @@ class Settings:
             raise InputError(
                 f"{self.steps} steps, lead {self.lead}, batch {self.batch}; expected 1, 1 and 4 at least"
             )
+        if not (0 < self.lr < math.inf and 0 < self.lr_adversary < math.inf):
+            raise InputError(f"lr = {self.lr}, lr_adversary = {self.lr_adversary}; expected numbers > 0")
 
 
 @dataclass(frozen=True)
@@ -156,12 +159,15 @@ def distance_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
     0 for independent numbers only, in the limit of large n; there its mean is 0, and it may be negative. Of a normal
     pair with correlation r it is `[r asin r + sqrt(1 - r^2) - r asin(r/2) - sqrt(4 - r^2) + 1] / [1 + pi/3 - sqrt 3]`
-    (Szekely, Rizzo, Bakirov 2007, theorem 7). Raises `InputError` for fewer than four pairs, or no variation."""
+    (Szekely, Rizzo, Bakirov 2007, theorem 7). Raises `InputError` for fewer than four pairs, no variation, or numbers
+    that are not finite."""
     if len(a) != len(b) or len(a) < 4:
         raise InputError(
             f"distance correlation of {len(a)} and {len(b)} numbers; expected pairs, four at least"
         )
     A, B = _centred(np.asarray(a, float)), _centred(np.asarray(b, float))
+    if not (np.isfinite(A).all() and np.isfinite(B).all()):
+        raise InputError("distance correlation of numbers that are not finite")
     own = (A * A).sum() * (B * B).sum()
     if own <= 0:
         raise InputError("distance correlation of numbers that are all the same")
@@ -182,12 +188,14 @@ def dependence(
     """`distance_correlation` of the normal scores of both, so that no monotone change of either matters, as of the AUC.
 
     A mean over blocks of `block` pairs, with the error that their scatter gives. Raises `InputError` for fewer than two
-    blocks, and what `distance_correlation` raises."""
+    blocks, NaN, and what `distance_correlation` raises."""
     blocks = len(score) // block
     if blocks < 2 or len(score) != len(nuisance):
         raise InputError(
             f"{len(score)} scores, {len(nuisance)} nuisances; expected pairs, two blocks of {block} or more"
         )
+    if np.isnan(score).any() or np.isnan(nuisance).any():  # which would have a rank
+        raise InputError(f"{np.isnan(score).sum()} scores and {np.isnan(nuisance).sum()} nuisances are NaN")
     order = rng.permutation(len(score))[: blocks * block].reshape(blocks, block)
     s, v = normal_scores(score, rng), normal_scores(nuisance, rng)
     found = np.array([distance_correlation(s[at], v[at]) for at in order])
@@ -263,10 +271,15 @@ def _train(
 
 @torch.no_grad()
 def judge(classifier: nn.Module, data: Labelled, strength: float, seed: int, bins: int = 8) -> Point:
-    """The point of the trade-off where a classifier stands, on events that it has not seen."""
+    """The point of the trade-off where a classifier stands, on events that it has not seen.
+
+    Raises `InputError` for scores that are NaN, more `bins` than background events or none, and for so few of these that
+    `dependence` does."""
+    background = (data.label == 0).cpu().numpy()
+    if not 1 <= bins <= background.sum():
+        raise InputError(f"{bins} bins for {background.sum()} background events; expected 1 to as many")
     rng = stream(seed, Purpose.ANALYSIS, STREAMS, 3)
     s = torch.cat([classifier(part) for part in data.x.split(4096)]).cpu().double().numpy()
-    background = (data.label == 0).cpu().numpy()
     zero, v = s[background], data.nuisance.cpu().double().numpy()[background]
     area = auc(zero, s[~background])
     rank = np.argsort(np.argsort(normal_scores(v, rng)))
@@ -296,9 +309,8 @@ def trade_off(
 
 
 def plot(points: Sequence[Point], nuisance: str) -> bytes:
-    """A PNG file's bytes: AUC against dependence, each point with its strength, and the background's efficiency against the
-
-    nuisance at the first and last strength; needs matplotlib."""
+    """A PNG file's bytes: AUC against dependence, each point with its strength, and beside it the background's efficiency
+    against the nuisance at the first and last strength; needs matplotlib."""
     from matplotlib.figure import Figure
 
     from .. import COLOURS, styled
