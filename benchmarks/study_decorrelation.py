@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latticeflow import ClusterSpec, MatrixElement, Phi4, Purpose, VegasSpec, bracket, stream, unweight
+from latticeflow import ClusterSpec, MatrixElement, Phi4, Purpose, VegasSpec, auc, bracket, stream, unweight
 from latticeflow.studies.decorrelation import (
     Labelled,
     Point,
     Settings,
     classify,
     decorrelate,
+    dependence,
     judge,
     plot,
     trade_off,
@@ -132,6 +133,26 @@ def study(
     return points, control
 
 
+def at_fixed_side(train: Labelled, test: Labelled, settings: Settings) -> float:
+    """The price of not being told the side, by the plain classifier: its AUC at each side, which holds no knowledge of it,
+    and that of its ranks among background of the same side, which no longer depend on it. Returns the latter."""
+    plain = decorrelate(classify(train, settings, 1), train, 0.0, settings, 1)
+    with torch.no_grad():
+        s = plain(test.x).double().numpy()
+    signal, v = test.label.numpy() == 1, test.nuisance.numpy()
+    rank = np.empty(len(s))
+    for side in SIDES:
+        own, background = s[v == side], np.sort(s[(v == side) & ~signal])
+        rank[v == side] = np.searchsorted(background, own) / len(background)
+        one = auc(own[~signal[v == side]], own[signal[v == side]])
+        print(f"plain classifier at side {side}: AUC {bracket(one.value, one.error)}")
+    area = auc(rank[~signal], rank[signal])
+    left = dependence(rank[~signal], v[~signal], stream(66, Purpose.ANALYSIS))
+    text = f"AUC {bracket(area.value, area.error)}, dCor^2 {bracket(left.value, left.error)}"
+    print(f"its ranks among background of the same side: {text}", flush=True)
+    return area.value
+
+
 def common_bars(bars: Bars, name: str, points: list[Point], control: Point) -> None:
     plain = points[0].dependence
     least = min(points, key=lambda p: p.dependence.value)
@@ -169,8 +190,13 @@ def main() -> None:
         bars.at_most("toy: |AUC - pivot's| at the last strength", abs(points[-1].auc - pivot), 0.015)
         common_bars(bars, "toy", points, control)
     if "phase" in parts:
-        found = study("phase", *phase(n), settings, "side L", args.folder)
-        common_bars(bars, "phase", *found)
+        train, test = phase(n)
+        points, control = study("phase", train, test, settings, "side L", args.folder)
+        common_bars(bars, "phase", points, control)
+        told = at_fixed_side(train, test, settings)
+        bars.at_least(
+            "phase: AUC of ranks at known side over that at the last strength", told / points[-1].auc, 1
+        )
     if "jets" in parts:
         found = study("jets", *jets(n), settings, "least mass of a pair  [GeV]", args.folder)
         common_bars(bars, "jets", *found)
