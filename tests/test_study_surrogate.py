@@ -156,6 +156,7 @@ def test_searches_without_a_surrogate():
 
 
 def test_plot(found):
+    pytest.importorskip("matplotlib")
     assert plot([found], ("a", "b", "c"), wells()[0], float(objective(wells()[0]))).startswith(b"\x89PNG")
 
 
