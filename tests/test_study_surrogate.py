@@ -163,6 +163,24 @@ def test_plot(found):
 def test_what_is_refused():
     with pytest.raises(InputError, match="low < high"):
         Problem(truth, simulate, loss, (0.0, 1.0), (1.0, 1.0))
+    with pytest.raises(InputError, match="finite low"):
+        Problem(truth, simulate, loss, (0.0,), (np.inf,))
+    with pytest.raises(InputError, match="rate = -1"):
+        Settings(rate=-1.0)
+    rng = np.random.default_rng(0)
+    for search in (random_search, lambda problem, *rest: finite_differences(problem, np.zeros(3), *rest)):
+        for calls, each in ((100, 0), (100, 200)):
+            with pytest.raises(InputError, match=f"100 calls, {each} for each"):
+                search(PROBLEM, calls, each, rng)
+    # y of [n, 1] less x of [n] is [n, n], and has a mean, too
+    square = dataclasses.replace(PROBLEM, loss=lambda y, x, psi: y - x[:, 0])
+    with pytest.raises(InputError, match=r"shape \[10, 10\]; expected \[10\]"):
+        judge(square, np.zeros(3), 10, rng)
+    with pytest.raises(InputError, match="two at least"):
+        judge(PROBLEM, np.zeros(3), 1, rng)
+    flat = dataclasses.replace(PROBLEM, simulate=lambda x, psi, rng: x[:, 0])
+    with pytest.raises(InputError, match=r"y of shape \[10\]"):
+        call(flat, *box(flat), 10, rng)
     with pytest.raises(InputError, match="every round"):
         Settings(calls=(10, 10), widths=(1.0,))
     with pytest.raises(InputError, match="judged"):

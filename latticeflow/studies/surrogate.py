@@ -34,7 +34,7 @@ class Problem:
     """`truth(n, rng)` gives x `[n, numbers]`; `simulate(x, psi, rng)` one y `[n, numbers]` for each x and psi `[n, k]`, the
     black box; `loss(y, x, psi)` R `[n]`, differentiable. `low`, `high`: the box of psi. All tensors have one dtype.
 
-    Raises `InputError` unless low < high everywhere.
+    Raises `InputError` unless low < high everywhere, and both are finite.
     """
 
     truth: Callable[[int, np.random.Generator], Tensor]
@@ -47,10 +47,10 @@ class Problem:
         if (
             not self.low
             or len(self.low) != len(self.high)
-            or not all(a < b for a, b in zip(self.low, self.high))
+            or not all(-math.inf < a < b < math.inf for a, b in zip(self.low, self.high))
         ):
             raise InputError(
-                f"the box from {self.low} to {self.high}; expected low < high of every parameter"
+                f"the box from {self.low} to {self.high}; expected finite low < high of every parameter"
             )
 
 
@@ -61,6 +61,9 @@ class Settings:
     The surrogate: `hidden` widths, `steps` of Adam at `lr` with `batch` samples. The descents: `starts` of them in the
     first round, one in the others, `moves` steps of Adam with `draws` responses each, at a `rate` in widths of the present
     box that falls to 0. `judged`: calls of the simulator at the end of each descent of the first round.
+
+    Raises `InputError` for rounds without calls or width, a first width other than 1, others outside of (0, 1], and counts
+    and rates that are not positive.
     """
 
     calls: tuple[int, ...] = (100_000, 100_000, 100_000, 100_000)
@@ -86,6 +89,8 @@ class Settings:
                 f"counts of which the least is {min(counts)}, widths {self.widths}; expected one at least, two for "
                 "judged, and widths in (0, 1]"
             )
+        if not (0 < self.lr < math.inf and 0 < self.rate < math.inf):
+            raise InputError(f"lr = {self.lr}, rate = {self.rate}; expected numbers > 0")
 
 
 @dataclass(frozen=True)
@@ -105,19 +110,28 @@ class Found:
 
 
 def box(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    return np.array(problem.low), np.array(problem.high)
+    """`low` and `high`, `[k]` each."""
+    return np.array(problem.low, dtype=float), np.array(problem.high, dtype=float)
 
 
 def uniform(low: np.ndarray, high: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """n points of a box, `[n, k]`."""
     return low + (high - low) * rng.random((n, len(low)))
 
 
 @torch.no_grad()
 def judge(problem: Problem, psi: np.ndarray, n: int, rng: np.random.Generator) -> tuple[float, float]:
-    """O(psi) by n calls of the simulator, and its error. Raises `NumericalError` where R is not finite."""
+    """O(psi) by n calls of the simulator, and its error.
+
+    Raises `InputError` for fewer than two calls or R of another shape than `[n]`, `NumericalError` where R is not finite.
+    """
+    if n < 2:
+        raise InputError(f"{n} calls to judge by; expected two at least")
     x = problem.truth(n, rng)
     at = torch.from_numpy(np.asarray(psi, dtype=float)).to(x).expand(n, -1)
     R = problem.loss(problem.simulate(x, at, rng), x, at).double()
+    if R.shape != (n,):
+        raise InputError(f"the loss of {n} responses has shape {list(R.shape)}; expected [{n}]")
     if not bool(R.isfinite().all()):
         raise NumericalError(
             f"the objective is not finite in {int((~R.isfinite()).sum())} of {n} responses at {psi}"
@@ -148,10 +162,14 @@ class Samples:
 def call(problem: Problem, low: np.ndarray, high: np.ndarray, n: int, rng: np.random.Generator) -> Samples:
     """n calls of the simulator, each with its own x and its own psi, uniform in a box.
 
-    Raises `NumericalError` for a response that is not finite."""
+    Raises `InputError` for y of another shape than `[n, numbers]`, `NumericalError` for a response that is not finite."""
     x = problem.truth(n, rng)
     psi = torch.from_numpy(uniform(low, high, n, rng)).to(x)
     y = problem.simulate(x, psi, rng)
+    if y.dim() != 2 or len(y) != n:
+        raise InputError(
+            f"{n} calls of the simulator gave y of shape {list(y.shape)}; expected [{n}, numbers]"
+        )
     if not bool(y.isfinite().all()):
         raise NumericalError(f"{int((~y.isfinite()).any(1).sum())} of {n} responses are not finite")
     return Samples(x, psi, y)
@@ -207,7 +225,7 @@ def descend(
 def optimise(problem: Problem, settings: Settings, seed: int) -> Found:
     """The search of the module's docstring; all its randomness comes from the streams (seed, ANALYSIS, ...).
 
-    Raises what `learn` and `judge` raise."""
+    Raises what `call`, `learn` and `judge` raise."""
     low, high = box(problem)
     calls, path = 0, []
     samples: Samples | None = None
@@ -234,9 +252,11 @@ def optimise(problem: Problem, settings: Settings, seed: int) -> Found:
 
 
 def random_search(problem: Problem, calls: int, each: int, rng: np.random.Generator) -> np.ndarray:
-    """The best of `calls / each` random points, judged by `each` calls of the simulator: what a search without gradients is
-    worth."""
-    points = uniform(*box(problem), max(1, calls // each), rng)
+    """The best of `calls / each` random points, `[k]`, judged by `each` calls of the simulator: what a search without
+    gradients is worth. Raises `InputError` for fewer calls than `each`, and what `judge` raises."""
+    if not 1 <= each <= calls:
+        raise InputError(f"{calls} calls, {each} for each point; expected enough for one")
+    points = uniform(*box(problem), calls // each, rng)
     return points[np.argmin([judge(problem, psi, each, rng)[0] for psi in points])]
 
 
@@ -244,10 +264,16 @@ def finite_differences(
     problem: Problem, start: np.ndarray, calls: int, each: int, rng: np.random.Generator, step: float = 0.05
 ) -> np.ndarray:
     """Adam from `start` by central differences, `step` of the box to either side, of means over `each` calls: gradients
-    without a surrogate. As in `descend` the rate falls to 0 over the moves that `calls` allow."""
+    without a surrogate; `[k]`. As in `descend` the rate falls to 0 over the moves that `calls` allow.
+
+    Raises `InputError` for fewer calls than one move needs, 2 k `each`, and what `judge` raises."""
     low, high = box(problem)
     k = len(low)
-    moves = max(1, calls // (2 * k * each))
+    if not 1 <= 2 * k * each <= calls:
+        raise InputError(
+            f"{calls} calls, {each} for each of {2 * k} sides of a point; expected enough for one move"
+        )
+    moves = calls // (2 * k * each)
     t = torch.from_numpy((start - low) / (high - low))
     optimizer = torch.optim.Adam([t], 0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, moves)
