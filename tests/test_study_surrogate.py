@@ -185,6 +185,13 @@ def test_what_is_refused():
         Settings(calls=(10, 10), widths=(1.0,))
     with pytest.raises(InputError, match="judged"):
         Settings(judged=1)
+    # a loss that hides what is not a number from the judge
+    blind = dataclasses.replace(PROBLEM, loss=lambda y, x, psi: (y[:, 0] * np.inf).nan_to_num(0, 0, 0))
+    surrogate = learn(call(PROBLEM, *box(PROBLEM), 100, rng), dataclasses.replace(SETTINGS, steps=1), rng)
+    with pytest.raises(NumericalError, match="gradient"):
+        descend(blind, surrogate, np.zeros((1, 3)), *box(blind), SETTINGS, rng)
+    with pytest.raises(NumericalError, match="in step 1"):
+        surrogate.fit(torch.zeros(5, 4).double(), torch.full((5, 1), np.nan).double(), 3, 5, 1e-3, rng)
     bad = dataclasses.replace(PROBLEM, simulate=lambda x, psi, rng: x / 0)
     with pytest.raises(NumericalError, match="not finite"):
         call(bad, *box(bad), 10, np.random.default_rng(0))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import dense_net
-from ..errors import InputError
+from ..errors import InputError, NumericalError
 
 BEND = 1.0  # |log d| at most
 LEAN = 2.0  # |e| at most
@@ -98,7 +98,8 @@ class ConditionalDensity(nn.Module):
     def fit(self, c: Tensor, y: Tensor, steps: int, batch: int, lr: float, rng: np.random.Generator) -> float:
         """Maximum likelihood: Adam, its rate falling to 0 with half a cosine, on batches drawn at random.
 
-        Returns the mean of `- log p(y | c)` over the last tenth of the steps. Raises `InputError` for no step or batch."""
+        Returns the mean of `- log p(y | c)` over the last tenth of the steps. Raises `InputError` for no step or batch,
+        `NumericalError` where the loss is not finite."""
         if steps < 1 or batch < 1:
             raise InputError(f"{steps} steps with batches of {batch}; expected one at least")
         optimizer = torch.optim.Adam(self.parameters(), lr)
@@ -113,6 +114,8 @@ class ConditionalDensity(nn.Module):
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
+            if not math.isfinite(losses[-1]):
+                raise NumericalError(f"the mean of -log p(y | c) is {losses[-1]} in step {len(losses)}")
         last = losses[-max(1, steps // 10) :]
         return sum(last) / len(last)
 

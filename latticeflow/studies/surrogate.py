@@ -176,7 +176,7 @@ def call(problem: Problem, low: np.ndarray, high: np.ndarray, n: int, rng: np.ra
 
 
 def learn(samples: Samples, settings: Settings, rng: np.random.Generator) -> ConditionalDensity:
-    """A surrogate for psi where the samples are."""
+    """A surrogate for psi where the samples are. Raises what `begin` and `fit` of `ConditionalDensity` raise."""
     c, y = torch.cat([samples.x, samples.psi], 1), samples.y
     surrogate = ConditionalDensity(c.shape[1], y.shape[1], settings.hidden, rng).to(y)
     surrogate.begin(c, y)
@@ -206,7 +206,9 @@ def descend(
     settings: Settings,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Where descents from `starts` `[m, k]` end, `[m, k]`: Adam in t = (psi - low) / (high - low), kept in [0, 1]."""
+    """Where descents from `starts` `[m, k]` end, `[m, k]`: Adam in t = (psi - low) / (high - low), kept in [0, 1].
+
+    Raises `NumericalError` where a gradient is not finite."""
     like = problem.truth(1, rng)
     first, width = (torch.from_numpy(one).to(like) for one in (low, high - low))
     t = ((torch.from_numpy(starts).to(like) - first) / width).requires_grad_()
@@ -214,6 +216,8 @@ def descend(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.moves)
     for _ in range(settings.moves):
         _, slope = gradient(problem, surrogate, first + width * t.detach(), settings.draws, rng)
+        if not bool(slope.isfinite().all()):
+            raise NumericalError("the gradient of the objective by the surrogate is not finite")
         t.grad = slope * width
         optimizer.step()
         schedule.step()
@@ -225,7 +229,7 @@ def descend(
 def optimise(problem: Problem, settings: Settings, seed: int) -> Found:
     """The search of the module's docstring; all its randomness comes from the streams (seed, ANALYSIS, ...).
 
-    Raises what `call`, `learn` and `judge` raise."""
+    Raises what `call`, `learn`, `descend` and `judge` raise."""
     low, high = box(problem)
     calls, path = 0, []
     samples: Samples | None = None
