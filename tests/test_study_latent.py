@@ -185,6 +185,8 @@ def test_crossing():
     coarse = path(double_well, narrow, straight, 0.9 * ones, -ones, 33)
     fine = crossing(double_well, narrow, straight, 0.9 * ones, -ones, mean)
     assert coarse.action.max() < -10 and np.abs(fine.action).max() < 0.1 and fine.order.max() < 0.05
+    with pytest.raises(InputError, match="expected pairs"):
+        crossing(TARGET, narrow, straight, a, b[:1], mean)
     with pytest.raises(InputError, match="20 of 20"):
         crossing(TARGET, narrow, straight, -a, b, mean)
 

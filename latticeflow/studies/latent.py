@@ -199,8 +199,10 @@ def crossing(
     """Bisection in t for the zero of `order(x(t))`, `[pairs]`, which a grid of t may step over.
 
     A flow has next to no noise between two wells, and so next to no t. Of several zeros it finds one. Raises `InputError`
-    unless the decoded ends of every pair have opposite signs of o.
+    for a and b of different shapes, and unless the decoded ends of every pair have opposite signs of o.
     """
+    if a.shape != b.shape:
+        raise InputError(f"ends of shapes {tuple(a.shape)} and {tuple(b.shape)}; expected pairs")
     ends = space.encode(a), space.encode(b)
     shape = (len(a), *[1] * (ends[0].dim() - 1))
 
