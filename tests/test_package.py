@@ -110,6 +110,11 @@ def test_no_assert_in_the_package():
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent.name == "studies"], ids=lambda p: p.name)
 def test_studies_stand_on_the_public_interface(path):
     for node in ast.walk(ast.parse(path.read_text())):
+        absolute = node.module if isinstance(node, ast.ImportFrom) and not node.level else None
+        names = [n.name for n in node.names] if isinstance(node, ast.Import) else [absolute or ""]
+        assert not any(name.split(".")[0] == "latticeflow" for name in names), (
+            f"{path.name}: write `from .. import`"
+        )
         if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module != "errors":
             assert node.module is None, f"{path.name} looks into latticeflow.{node.module}"
             assert {n.name for n in node.names} <= set(latticeflow.__all__)
