@@ -5,7 +5,7 @@
 
 Runs go to --folder (runs/studies/anomaly), with a figure of ROC curves for each part; a second call goes on there.
 
-lattice  16x16, m2 = -4, lam = 8 (disordered) and 3 (ordered), by clusters and HMC; models learn from 10,240 configurations
+lattice  16x16, m2 = -4, lam = 8 (disordered) and 3 (ordered), by clusters and HMC; models learn from 9,200 configurations
          with random symmetries, signs included, and are tested on other runs. In both directions: reconstruction error of
          PCA, autoencoders, a VAE; the worse of x and -x, since by chance one of the two wells may be reconstructed; the same
          of the distance from the training data's median error ("two-sided"); scores that learn nothing; the likelihood
