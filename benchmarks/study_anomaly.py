@@ -1,6 +1,6 @@
 """Anomaly detection: the other phase of phi^4, and another process than e- e+ -> q qbar g, by what a model misses.
 
-    python -m benchmarks.study_anomaly                    # about 6 minutes on one core
+    python -m benchmarks.study_anomaly                    # about 4 minutes of CPU
     python -m benchmarks.study_anomaly lattice --scale 0.3
 
 Runs go to --folder (runs/studies/anomaly), with a figure of ROC curves for each part; a second call goes on there.

@@ -1,6 +1,6 @@
 """Paths between configurations of the broken phase, through latent spaces and through field space, with the action.
 
-    python -m benchmarks.study_latent                     # about 4 minutes on one core
+    python -m benchmarks.study_latent                     # about 2 minutes of CPU
     python -m benchmarks.study_latent --scale 0.2         # shorter trainings, and then some bars may be missed
 
 8x8, m2 = -4, lam = 2.5, where HMC never changes wells. Ends are configurations of two independent sets of cluster chains

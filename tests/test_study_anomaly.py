@@ -259,6 +259,8 @@ def test_refusals(tmp_path):
     few = {"settings": {"block": 64, "precision": "float32", "keep_fields": 2}}
     with pytest.raises(InputError, match="keep_fields = 2"):
         samples(Ensemble.create(tmp_path / "few", **{**RECORD, **few}))
+    with pytest.raises(InputError, match="no moves"):
+        worst(lambda x: x.sum((1, 2)), [])
     with pytest.raises(InputError, match="0 streams"):
         samples(Ensemble.create(tmp_path / "none", **RECORD))
 

@@ -220,6 +220,8 @@ def test_refusals():
     for args, points in (((a, b[:3]), 5), ((a[:1], b[:1]), 5), ((a, b), 1)):
         with pytest.raises(InputError, match="two"):
             path(TARGET, Space.fields(), straight, *args, points=points)
+    with pytest.raises(InputError, match="NaN"):
+        path(TARGET, Space.fields(), straight, a, b * math.nan)
     gan = models.parse({"kind": "gan"}).build(TARGET, 1)
     with pytest.raises(InputError, match="encode"):
         Space.of(gan)

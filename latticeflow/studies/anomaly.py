@@ -120,7 +120,10 @@ def worst(score: Score, moves: Sequence[Callable[[Tensor], Tensor]]) -> Score:
 
     A symmetry of both kinds of configurations tells nothing about which is which, but a trained score need not be invariant:
     a network may have learned to reconstruct one well of two. The mean over g would let one well hide what the other shows.
+    Raises `InputError` for no moves.
     """
+    if not moves:
+        raise InputError("the worst of no moves; expected those of a group, the identity among them")
     return lambda x: torch.stack([score(move(x)) for move in moves]).amax(0)
 
 

@@ -154,13 +154,15 @@ def path(target: Target, space: Space, mix: Mix, a: Tensor, b: Tensor, points: i
     """The action along the path of each pair of a and b, `[pairs, *event_shape]`, at `points` equidistant t, ends included.
 
     Fields are decoded in the precision of `space`, the action is evaluated in float64. Raises `InputError` for fewer than
-    two points or pairs, or a and b of different shapes.
+    two points or pairs, a and b of different shapes, or numbers that are not finite.
     """
     if points < 2 or a.shape != b.shape or len(a) < 2:
         raise InputError(
             f"{points} points between ends of shapes {tuple(a.shape)} and {tuple(b.shape)}; expected two points or more, "
             "and two pairs or more of one shape"
         )
+    if not bool(a.isfinite().all() and b.isfinite().all()):
+        raise InputError("ends with NaN or infinite numbers; expected none")
     t = np.linspace(0, 1, points)
     ends = space.encode(a), space.encode(b)
     action, missed = [], []
