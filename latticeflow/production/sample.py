@@ -32,7 +32,7 @@ from .lock import run_lock
 from .ranks import Ranks, launcher_of_this, refuse_torchrun
 from .stop import GRACE, StopRequests, duration, leave_together, stop_requests
 from .summary import summary_lines
-from .worker import Key, Worker, conditions, missing_blocks, share_out
+from .worker import Key, Worker, conditions, missing_blocks, require_space, share_out
 
 
 def sample_run(
@@ -56,10 +56,10 @@ def sample_run(
     Blocks that are there already stay, so the same call resumes and extends. Under mpirun every rank calls this,
     started by `python -m latticeflow` or `python -m mpi4py`, which end the whole job when one rank fails.
 
-    Raises `InputError` for draws < 1, settings other than those that the ensemble was begun with, missing weights or
-    GPUs, and a run that another job writes to; `StoreError` for damaged files and where the system refuses to write;
-    `NumericalError` naming the block where a draw overflows; `Stopped` (status 75) where it was asked to stop, see
-    `production.stop`, and something is left to draw.
+    Raises `InputError` for draws < 1 or more than the disk has room for, settings other than those that the ensemble was
+    begun with, missing weights or GPUs, and a run that another job writes to; `StoreError` for damaged files and where the
+    system refuses to write; `NumericalError` naming the block where a draw overflows; `Stopped` (status 75) where it was
+    asked to stop, see `production.stop`, and something is left to draw.
     """
     ranks = Ranks.world()
     since = time.monotonic() if since is None else since
@@ -112,7 +112,10 @@ def _sample(
     begun = time.perf_counter()
     where = bind_device(device, ranks, share_gpus)
     with ranks.root_first():
-        settled = _settled(run, spec, where) if ranks.root else None
+        settled = None
+        if ranks.root:
+            settled = _settled(run, spec, where)
+            require_space(run.ensemble(spec.kind), settled, run.deck.target.event_shape, draws)
     spec = ranks.broadcast(settled)
     with ranks.root_first():
         built, weights = _build(run, spec, where)

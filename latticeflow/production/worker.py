@@ -1,20 +1,24 @@
 """Which blocks are to be drawn, by which rank, and the drawing of one."""
 
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ..errors import CoarseSolver, NumericalError
+import numpy as np
+
+from ..errors import CoarseSolver, InputError, NumericalError
 from ..observables import measure
 from ..random import Purpose
 from ..samplers import Sampler, SamplerSpec
 from ..samplers.density import CHECKED, SOLVED, check_density, tolerance
 from ..samplers.flow import FlowSampler
 from ..store import Ensemble
-from ..store.block import Key
+from ..store.block import Key, list_blocks
 from ..store.provenance import measured_by, now, provenance
 from .ranks import Ranks
 
@@ -32,6 +36,24 @@ def missing_blocks(ensemble: Ensemble, spec: SamplerSpec, draws: int) -> list[Ke
         wanted = [(s, 0) for s in range(blocks)]
     present = set(ensemble.present)
     return [key for key in wanted if key not in present]
+
+
+def require_space(folder: Path, spec: SamplerSpec, event_shape: tuple[int, ...], draws: int) -> None:
+    """Raise `InputError` where `draws` configurations, less those in `folder`, take more than its disk has left.
+
+    A lower bound: the fields that are kept, which do not compress, and one number of 8 bytes a draw.
+    """
+    there = spec.block * len(list_blocks(folder))
+    fields = np.dtype(spec.precision).itemsize * math.prod(event_shape) / (spec.keep_fields or math.inf)
+    needed = (draws - there) * (8 + fields)
+    disk = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    free = shutil.disk_usage(disk).free
+    if needed > free:
+        raise InputError(
+            f"--draws {draws}: {needed / 1e9:,.3g} GB at least beside the {there:,} draws that are there, and "
+            f"{free / 1e9:,.3g} GB are free at {disk}. Ask for fewer, or store fewer fields "
+            f"(--set sampler.{spec.kind}.keep_fields=k)"
+        )
 
 
 def share_out(missing: list[Key], ranks: Ranks, chains: bool) -> list[Key]:
