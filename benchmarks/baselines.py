@@ -42,7 +42,7 @@ from latticeflow.statistics import bracket
 from latticeflow.targets import FreeField, Phi4, Target, targets
 from latticeflow.training import Configurations
 
-from .common import SOAP, Bars, one_thread
+from .common import SOAP, Bars, run_parts
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("parts", nargs="*", default=["small", "large", "pca", "bound"], metavar="PART")
@@ -304,14 +304,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.seeds < 1:
         parser.error(f"--seeds {args.seeds}; expected at least 1")
-    if unknown := set(args.parts) - set(PARTS):
-        parser.error(f"unknown parts {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
-    one_thread()
-    bars = Bars()
-    for name in args.parts:
-        print(f"== {name}", flush=True)
-        PARTS[name](bars, args)
-    bars.end()
+    run_parts(parser, args, PARTS)
 
 
 if __name__ == "__main__":

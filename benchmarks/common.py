@@ -1,8 +1,10 @@
 """What the benchmarks share: bars, training for a number of seconds, evaluation, timing."""
 
+import argparse
 import copy
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -103,3 +105,19 @@ class Bars:
 
     def end(self) -> None:
         sys.exit(f"bars missed: {'; '.join(self.missed)}" if self.missed else 0)
+
+
+def run_parts(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    parts: dict[str, Callable[[Bars, argparse.Namespace], None]],
+) -> None:
+    """Run those of `parts` that `args.parts` names, one thread each, and end with status 1 where a bar was missed."""
+    if unknown := set(args.parts) - set(parts):
+        parser.error(f"unknown parts {', '.join(sorted(unknown))}; known: {', '.join(parts)}")
+    one_thread()
+    bars = Bars()
+    for name in args.parts:
+        print(f"== {name}", flush=True)
+        parts[name](bars, args)
+    bars.end()

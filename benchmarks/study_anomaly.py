@@ -55,7 +55,7 @@ from latticeflow.studies.anomaly import (
 from latticeflow.targets import targets
 from latticeflow.training import Configurations
 
-from .common import Bars, one_thread
+from .common import Bars, run_parts
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("parts", nargs="*", default=["lattice", "events"], metavar="PART")
@@ -307,15 +307,7 @@ PARTS = {"lattice": lattice, "events": jets}
 
 
 def main() -> None:
-    args = parser.parse_args()
-    if unknown := set(args.parts) - set(PARTS):
-        parser.error(f"unknown parts {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
-    one_thread()
-    bars = Bars()
-    for name in args.parts:
-        print(f"== {name}", flush=True)
-        PARTS[name](bars, args)
-    bars.end()
+    run_parts(parser, parser.parse_args(), PARTS)
 
 
 if __name__ == "__main__":
