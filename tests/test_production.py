@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -295,20 +294,6 @@ def test_zero_draws(run, draws):
     with pytest.raises(InputError, match=f"--draws {draws}: expected at least 1"):
         sample_run(run, sampler="exact", draws=draws)
     assert not (run / "ensembles").exists()
-
-
-def test_more_draws_than_the_disk_holds(run, monkeypatch):
-    """Refused before anything is made, at any number; what is there, and fields that are not kept, need no room."""
-    with pytest.raises(InputError, match=r"--draws 1000000000000: .* GB at least .* are free"):
-        sample_run(run, sampler="exact", draws=10**12)
-    assert not (run / "ensembles").exists()
-    sample_run(run, sampler="exact", draws=300)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100 * (8 + 8 * 4)))
-    sample_run(run, sampler="exact", draws=400)
-    with pytest.raises(InputError, match=r"beside the 400 draws .*keep_fields=k"):
-        sample_run(run, sampler="exact", draws=501)
-    sparse = ["sampler.hmc.keep_fields=0"]
-    sample_run(run, sampler="hmc", draws=240, overrides=sparse)
 
 
 def test_changed_settings(run):
