@@ -10,10 +10,19 @@ from tables import rng
 from latticeflow.baselines import Model
 from latticeflow.samplers.base import Draws
 from latticeflow.store import Ensemble
-from latticeflow.targets import FreeField, targets
+from latticeflow.targets import Camel, FreeField, Phi4, Wilson, targets
 from latticeflow.training import FitSettings, fit
 
 FREE = FreeField(shape=(4, 4), m2=0.5)
+TARGETS = [  # every dimension, odd sides, angles, the cube
+    Phi4(shape=(6,), m2=-1.0, lam=1.0),
+    Phi4(shape=(8, 4), m2=-4.0, lam=8.0),
+    Phi4(shape=(3, 5), m2=-4.0, lam=8.0),
+    Phi4(shape=(4, 2, 6), m2=-4.0, lam=8.0),
+    Phi4(shape=(2, 4, 2, 4), m2=-4.0, lam=8.0),
+    Wilson(shape=(4, 4), group="u1", beta=2.0),
+    Camel(dimensions=3),
+]
 
 
 def store_chains(

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from baseline_data import FREE, train_on
+from baseline_data import FREE, TARGETS, train_on
 from tables import field, rng
 
 from latticeflow.baselines import models
@@ -16,15 +16,6 @@ from latticeflow.errors import InputError, NumericalError
 from latticeflow.targets import Camel, FreeField, Phi4, Wilson
 
 torch.set_num_threads(1)
-TARGETS = [
-    Phi4(shape=(6,), m2=-1.0, lam=1.0),
-    Phi4(shape=(8, 4), m2=-4.0, lam=8.0),
-    Phi4(shape=(3, 5), m2=-4.0, lam=8.0),
-    Phi4(shape=(4, 2, 6), m2=-4.0, lam=8.0),
-    Phi4(shape=(2, 4, 2, 4), m2=-4.0, lam=8.0),
-    Wilson(shape=(4, 4), group="u1", beta=2.0),
-    Camel(dimensions=3),
-]
 
 
 def configurations(target, n=40):

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from baseline_data import FREE, store_chains
+from baseline_data import FREE, TARGETS, store_chains
 from tables import field, rng, scramble
 
 from latticeflow.baselines import models
@@ -21,15 +21,6 @@ KINDS = [
     {"kind": "gan", "loss": "minimax"},
     {"kind": "gan", "loss": "non_saturating"},
     {"kind": "wgan"},
-]
-TARGETS = [
-    Phi4(shape=(6,), m2=-1.0, lam=1.0),
-    Phi4(shape=(8, 4), m2=-4.0, lam=8.0),
-    Phi4(shape=(3, 5), m2=-4.0, lam=8.0),
-    Phi4(shape=(4, 2, 6), m2=-4.0, lam=8.0),
-    Phi4(shape=(2, 4, 2, 4), m2=-4.0, lam=8.0),
-    Wilson(shape=(4, 4), group="u1", beta=2.0),
-    Camel(dimensions=3),
 ]
 SMALL = {"generator": (4,), "critic": (4, 5), "noise": 4}
 
