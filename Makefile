@@ -1,5 +1,5 @@
-# make demo: the main job in short form.  make baselines: the tables of docs/baselines.md (20 minutes).
-# make studies: those of docs/studies.md (20 minutes).
+# make demo: the main job in short form.  make baselines: the tables of docs/baselines.md (27 minutes).
+# make studies: those of docs/studies.md (8 minutes).
 # make test: the default test suite.  All make .venv if there is none.
 PYTHON ?= python3
 VENV   ?= .venv
