@@ -174,12 +174,17 @@ def small_disk(tmp_path):
 @pytest.mark.mpi
 def test_disk_full_and_read_only(mpirun, small_disk):
     run = make(small_disk / "run")
-    fails(mpirun(2, *SAMPLE, "100000", cwd=small_disk), "/s0", "cannot be written: No space left on device")
-    assert 5 < len(blocks(run)) < 16
-    while subprocess.run(["mount", "-o", "remount,ro", small_disk], stderr=subprocess.DEVNULL).returncode:
+    done = mpirun(2, *SAMPLE, "100000", cwd=small_disk)
+    assert (done.returncode, blocks(run)) == (2, []) and "GB are free" in done.stderr
+    # there is room for the fields, and not for what is beside them in the files
+    fails(mpirun(2, *SAMPLE, "14500", cwd=small_disk), "/s0", "cannot be written: No space left on device")
+    assert 5 < len(blocks(run)) < 15
+    while subprocess.run(
+        ["mount", "-o", "remount,ro,size=64m", small_disk], stderr=subprocess.DEVNULL
+    ).returncode:
         time.sleep(0.1)  # the last process is still closing its files
     fails(mpirun(2, *SAMPLE, "20000", cwd=small_disk), "run/.lock", "Read-only file system")
-    subprocess.run(["mount", "-o", "remount,rw,size=64m", small_disk], check=True)
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     check_resumes(run, 20000, small_disk)
 
 
