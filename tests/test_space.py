@@ -25,8 +25,8 @@ def run(tmp_path):
 
 def test_any_number_is_refused_at_once(run):
     """A list of the blocks alone would be larger than the memory."""
-    with pytest.raises(InputError, match=r"--draws 1000000000000: .* GB at least .* are free"):
-        sample_run(run, sampler="exact", draws=10**12)
+    with pytest.raises(InputError, match=r"--draws 1000000000000000000: .* GB at least .* are free"):
+        sample_run(run, sampler="exact", draws=10**18)
     assert not (run.path / "ensembles").exists()
 
 
